@@ -1,0 +1,188 @@
+"""The schemas of eval.json and compare.json: frozen pydantic models, no NaN, null exactly when nothing was scored."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+EVAL_SCHEMA = "dialtune.eval/1"
+COMPARE_SCHEMA = "dialtune.compare/1"
+
+Interval = tuple[FiniteFloat, FiniteFloat]
+Count = Annotated[int, Field(ge=0)]
+Verdict = Literal["improved", "worse", "no difference shown"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelInfo(_Record):
+    """What was evaluated; for `--predictions` the name is the file's and everything else is unknown."""
+
+    name: str
+    revision: str | None = None
+    family: Literal["encoder-decoder", "decoder-only", "unknown"] = "unknown"
+    adapter: str | None = None
+    weights_sha256: str | None = None
+    dtype: str | None = None
+
+
+class DataInfo(_Record):
+    """Which rows: `fingerprint` is sha256 over sorted (id, normalised messages, references)."""
+
+    name: str
+    split: str
+    fingerprint: str
+    references: tuple[int, int]  # fewest and most references on a row
+    reference: str  # which of them were used: first, summary2, mean, max
+    template_sha256: str
+    dropped_turns: Count = 0  # turns cut to fit the token budget, over all rows
+    leakage: dict[str, int] | None = None
+
+
+class Decoding(_Record):
+    """Resolved decoding, never "default"; `strategy` is `file` for predictions that came from one."""
+
+    strategy: Literal["greedy", "sample", "beam", "file"]
+    num_beams: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 0
+    samples_per_prompt: int = 1
+    seed: int = 0
+
+
+class ScoreEntry(_Record):
+    """One aggregated score."""
+
+    value: float | None
+    ci: Interval | None
+    n: Count
+    signature: str
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _null_iff_nothing_scored(self) -> ScoreEntry:
+        if (self.value is None) != (self.n == 0):
+            raise ValueError("value is null exactly when n is 0")
+        if self.value is None and not self.reason:
+            raise ValueError("a score that is null needs a reason")
+        return self
+
+
+class EvalRow(_Record):
+    """One dialogue: what the model wrote and every row-wise score (null: not scored)."""
+
+    id: str
+    completion: str
+    finish: Literal["stop", "length"]
+    scores: dict[str, float | None]
+
+
+class Evaluation(_Record):
+    """eval.json."""
+
+    schema_: Literal["dialtune.eval/1"] = Field(EVAL_SCHEMA, alias="schema")
+    model: ModelInfo
+    task: str
+    data: DataInfo
+    decoding: Decoding
+    n_total: Count
+    n_generated: Count
+    n_truncated: Count
+    n_empty: Count
+    n_scored: Count
+    scores: dict[str, ScoreEntry]
+    rows: tuple[EvalRow, ...]
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _counts_are_ordered(self) -> Evaluation:
+        if not self.n_scored <= self.n_generated <= self.n_total:
+            raise ValueError("n_scored <= n_generated <= n_total must hold")
+        return self
+
+
+class Side(_Record):
+    """One side of a comparison, named by the hash of its eval.json."""
+
+    model: ModelInfo
+    eval_sha256: str
+
+
+class Method(_Record):
+    """How intervals and p-values were made."""
+
+    ci: str
+    resamples: int
+    test: str
+    permutations: int
+    correction: Literal["holm"] = "holm"
+    alpha: float
+    seed: int
+    unit: Literal["dialogue"] = "dialogue"
+
+
+class Effect(_Record):
+    """Mean over sd of the differences, and the shares of dialogues that got better, tied, worse."""
+
+    dz: float | None
+    better: float
+    tied: float
+    worse: float
+
+
+class Entry(_Record):
+    """One score, before against after; `ci` is the 95 % interval of the difference."""
+
+    before: float | None
+    after: float | None
+    difference: float | None
+    relative: float | None
+    ci: Interval | None
+    relative_ci: Interval | None = None  # percentile interval of the relative change, same resamples
+    p: float | None
+    p_holm: float | None
+    n: Count
+    n_dropped: Count
+    effect: Effect | None
+    direction: Literal["higher", "lower"]
+    verdict: Verdict
+    n_needed: int | None = None
+    note: str | None = None
+
+
+class Constraint(_Record):
+    """A floor on after/before: held is yes if the interval's low end reaches it, no if its high end does not."""
+
+    floor: float
+    ratio: float
+    ci: Interval
+    held: Literal["yes", "no", "not shown"]
+
+
+class Comparison(_Record):
+    """compare.json."""
+
+    schema_: Literal["dialtune.compare/1"] = Field(COMPARE_SCHEMA, alias="schema")
+    before: Side
+    after: Side
+    data: DataInfo
+    decoding: Decoding
+    method: Method
+    scores: dict[str, Entry]
+    constraints: dict[str, Constraint] = {}
+    slices: dict[str, dict[str, Entry]] = {}
+    allowed: tuple[str, ...] = ()  # differences that were accepted on request, e.g. decoding
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+def to_json(record: Evaluation | Comparison) -> str:
+    """The file's text: two-space indent, non-ASCII kept, one newline at the end, same value same bytes."""
+    return json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
