@@ -212,7 +212,7 @@ class RunConfig(_Section):
     on_save_error: Literal["stop", "continue"] = Field(
         "stop", description="When a checkpoint cannot be written; a run that cannot save is lost work."
     )
-    report_to: Literal["null"] = Field("none", description="Trackers; metrics.jsonl and report.html need no account.")
+    report_to: Literal["none"] = Field("none", description="Trackers; metrics.jsonl and report.html need no account.")
     generation: GenerationConfig = Field(GenerationConfig(), description="Decoding while training evaluates.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scores while training.")
 
