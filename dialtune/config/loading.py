@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from dialtune.config.reading import KeyPath, Layer, Place, as_yaml, read_file, read_flags, read_override
-from dialtune.config.schema import RunConfig, allowed, choices, section_of, walk
+from dialtune.config.reading import KeyPath, Layer, Place, as_yaml, read_file, read_flags, read_override, read_text
+from dialtune.config.schema import RunConfig, allowed, choices, explain, section_of, walk
 from dialtune.errors import ConfigError
 
 RECIPES = Path(__file__).parent.parent / "assets" / "recipes"
@@ -66,7 +66,24 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **flags:
     """
     layers = [] if path is None else [read_file(find_recipe(path))]
     layers += [read_override(text, 1 + index) for index, text in enumerate(overrides)]
-    layers += read_flags(flags, 1 + len(overrides))
+    return _validated(layers + read_flags(flags, 1 + len(overrides)))
+
+
+def check_text(text: str, source: str) -> RunConfig:
+    """The resolved recipe in `text`; `source` names it in messages. Raises ConfigError like `load_config`."""
+    return _validated([read_text(text, source)])
+
+
+def explain_topic(topic: str) -> list[tuple[str, str, str, str]]:
+    """(key, allowed, default, doc line) of a key, of a section or of all; raises ConfigError with the closest name."""
+    rows = explain(ALIASES.get(topic, topic))
+    if not rows:
+        near = _close(topic, [key for key, *_ in explain()])
+        raise ConfigError(f"config explain: no key {topic!r}" + (f"; did you mean {near!r}?" if near else ""))
+    return rows
+
+
+def _validated(layers: list[Layer]) -> RunConfig:
     problems = [problem for layer in layers for problem in layer.problems]
     merged = Layer(layers[0].top if layers else Place(0, 0, 0, "command line"))
     for layer in layers:

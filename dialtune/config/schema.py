@@ -342,3 +342,21 @@ def _limits(field: FieldInfo) -> list[str]:
         if getattr(limit, "pattern", None):
             found.append("letters, digits and _ only")
     return found
+
+
+def explain(topic: str = "") -> list[tuple[str, str, str, str]]:
+    """(key, what is allowed, default, doc line) of every key that `topic` names: a key, a section, or all."""
+    rows = []
+    for key, field in walk():
+        if not topic or key == topic or key.startswith(topic + "."):
+            section = section_of(field)
+            default = "required" if field.is_required() else _default(field, section)
+            rows.append((key, allowed(field), default, field.description or ""))
+    return rows
+
+
+def _default(field: FieldInfo, section: type[BaseModel] | None) -> str:
+    if section is not None and field.default is not None:
+        return "as below"
+    text = json.dumps(field.default, default=str) if not isinstance(field.default, float) else f"{field.default:g}"
+    return text.replace('"', "")

@@ -1,0 +1,98 @@
+"""`doctor`, `init`, `config show`, `config explain`: the machine, a first recipe, and what a recipe may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+config_app = typer.Typer(no_args_is_help=True, help="Show a recipe resolved; explain its keys.")
+app.add_typer(config_app, name="config")
+
+TEMPLATE = """\
+# Run it: dialtune sft {file}     look first: dialtune sft {file} --dry-run
+# Every other key, with range and default: dialtune config explain
+task: {task}
+model: {model}  # hub name, local folder, or packaged: smollm2-135m
+data:
+  train: {train}  # jsonl, csv or parquet; packaged:train; hub:org/name:train
+  validation: {validation}  # chooses the best checkpoint
+output_dir: runs/{name}
+num_train_epochs: 3
+{learning}
+per_device_train_batch_size: 8  # lower it, and raise gradient_accumulation_steps, if memory runs out
+"""
+FULL = "learning_rate: 5e-5  # all weights are trained; with lora the default is 2e-4"
+LORA = "lora: {r: 16}  # trains a small adapter; learning_rate is then 2e-4"
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe to check as well.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
+) -> None:
+    """Show the machine: versions, devices, assets, disk, and what to do."""
+    from dialtune.config.loading import load_config
+    from dialtune.environment import examine
+
+    findings = examine(folder)
+    for finding in findings:
+        typer.echo(f"{'!' if finding.action else ' '} {finding.topic:<10} {finding.found}")
+        if finding.action:
+            typer.echo(f"             -> {finding.action}")
+    if recipe is not None:
+        config = load_config(recipe)
+        typer.echo(f"  recipe     {recipe}: valid, fingerprint {config.fingerprint[:12]}")
+    open_points = sum(bool(finding.action) for finding in findings)
+    typer.echo("all well" if not open_points else f"{open_points} to look at, marked with !")
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Option(help="What the model shall learn.")] = "summarize",
+    model: Annotated[str, typer.Option(help="Hub name, folder or packaged name.")] = "smollm2-135m",
+    train: Annotated[str, typer.Option(help="Rows to learn from.")] = "packaged:train",
+    validation: Annotated[str, typer.Option(help="Rows that choose the best checkpoint.")] = "packaged:validation",
+    lora: Annotated[bool, typer.Option("--lora", help="Train a small adapter instead of all weights.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented recipe of eight keys."""
+    from dialtune.config.loading import check_text
+    from dialtune.errors import ConfigError
+    from dialtune.runs import write_text_atomic
+
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: exists already; choose another name with --out, or --force replaces it")
+    name = f"{task}-{model.rstrip('/').rpartition('/')[2]}"
+    learning = LORA if lora else FULL
+    values = {"task": task, "model": model, "train": train, "validation": validation, "name": name}
+    text = TEMPLATE.format(file=out, learning=learning, **values)
+    check_text(text, str(out))
+    write_text_atomic(out, text)
+    typer.echo(f"{out}: written. Look first: dialtune sft {out} --dry-run")
+
+
+@config_app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe, or the name of a packaged one.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+) -> None:
+    """Print the resolved recipe: every value, no aliases; feeding it back gives the same run."""
+    from dialtune.config.loading import load_config, to_yaml
+
+    config = load_config(recipe, overrides or ())
+    typer.echo(f"# fingerprint {config.fingerprint}\n{to_yaml(config)}", nl=False)
+
+
+@config_app.command()
+def explain(
+    topic: Annotated[str, typer.Argument(help="A key or a section such as lora; all keys if left out.")] = "",
+) -> None:
+    """Explain keys: what is allowed, the default and the reason for it."""
+    from dialtune.config.loading import explain_topic
+
+    for key, allowed, default, text in explain_topic(topic):
+        typer.echo(f"{key}: {allowed}; {default if default == 'required' else 'default ' + default}\n    {text}")
