@@ -102,6 +102,12 @@ class GenerationConfig(_Section):
     )
     top_k: int = Field(0, description="Draw from this many likeliest tokens; 0: from all.", ge=0)
     num_beams: int = Field(1, description="Beams; 1 is greedy: cheaper, and close to beams in ROUGE.", ge=1, le=64)
+    length_penalty: float = Field(
+        1.0,
+        description="Exponent of the length that divides a beam's score; above 1 favours longer texts.",
+        gt=0,
+        le=10,
+    )
     batch_size: int = Field(16, description="Prompts generated together; changes speed and memory, not text.", ge=1)
 
     @field_validator("temperature", "top_p", "top_k")
@@ -127,8 +133,8 @@ class EvaluationConfig(_Section):
         None, description="Metric names; null: the task's own list.", min_length=1
     )
     reference: str = Field(
-        "mean",
-        description="With several gold texts: mean, max, or one by name; mean compares with most papers.",
+        "auto",
+        description="Gold text to compare with: first, mean, max, a name; auto: mean where a row has several.",
         pattern=r"^\w+$",
     )
     max_rows: int | None = Field(
