@@ -1,0 +1,141 @@
+"""Examples to Prompts: templates as data, and whole turns dropped from the oldest end to fit a token budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from dialtune.data.dialogue import render_dialogue
+from dialtune.errors import ConfigError
+from dialtune.types import Example, Message, Prompt
+
+CountTokens = Callable[[Sequence[Message]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How an example becomes chat messages.
+
+    `user` holds `{dialogue}` where the rendered turns go; None sends the example's own chat messages as they are.
+    `system` goes in front, unless None or the example brings its own.
+    """
+
+    name: str
+    user: str | None
+    system: str | None = None
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        Template("summarize", "Summarize the dialogue in one or two sentences.\n\n{dialogue}\n\nSummary:"),
+        Template("summarize-t5", "summarize: {dialogue}"),  # the prefix of T5's own pre-training
+        Template("plain", "{dialogue}"),  # BART and Pegasus, as published
+        Template("chat", None),
+    )
+}
+
+
+class HasTemplate(Protocol):
+    """What a task must say here: the name of its template."""
+
+    @property
+    def template(self) -> str:
+        """A key of TEMPLATES."""
+
+
+def find_template(name: str) -> Template:
+    """The template called `name`; ConfigError names those that exist."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"template: got '{name}'; known: {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def template_sha256(name: str) -> str:
+    """sha256 of a template's content: two evaluations with different ones are not comparable."""
+    content = json.dumps(asdict(find_template(name)), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(content.encode("ascii")).hexdigest()
+
+
+def build_prompts(
+    examples: Iterable[Example],
+    task: HasTemplate,
+    *,
+    max_prompt_tokens: int | None = None,
+    count_tokens: CountTokens | None = None,
+) -> list[Prompt]:
+    """One Prompt per example, in order.
+
+    Args:
+        examples: dialogues, documents or chats.
+        task: its `template` is used.
+        max_prompt_tokens: budget of the whole prompt, in tokens of `count_tokens`; None for no limit.
+        count_tokens: tokens of a list of chat messages as the model will see them.
+    """
+    template = find_template(task.template)
+    if max_prompt_tokens is not None and count_tokens is None:
+        raise ConfigError("max_prompt_tokens: needs count_tokens, the model's own count, to measure a prompt")
+    prompts = []
+    for example in examples:
+        turns, dropped = example.messages, 0
+        if max_prompt_tokens is not None and count_tokens is not None:
+            turns, dropped = _fit(turns, template, max_prompt_tokens, count_tokens)
+        prompts.append(Prompt(example.id, render_prompt(turns, template), template.name, dropped))
+    return prompts
+
+
+def render_prompt(turns: Sequence[Message], template: Template) -> tuple[Message, ...]:
+    """The chat messages of a prompt: optional system message, then one user message or the turns themselves."""
+    if template.user is None:
+        messages = tuple(Message(turn.role, turn.content) for turn in turns)
+    else:
+        # replace, not format: braces in a dialogue are text
+        messages = (Message("user", template.user.replace("{dialogue}", render_dialogue(turns))),)
+    if template.system is None or messages[0].role == "system":
+        return messages
+    return (Message("system", template.system), *messages)
+
+
+def _fit(
+    turns: tuple[Message, ...], template: Template, budget: int, count: CountTokens
+) -> tuple[tuple[Message, ...], int]:
+    """(turns that fit, how many were dropped or cut).
+
+    The oldest go first: the end of a dialogue holds its outcome, and a reply answers the last turn. A system message
+    stays. If the last turn alone is too long, its words are cut from the end and it counts as dropped too.
+    """
+
+    def fits(kept: tuple[Message, ...]) -> bool:
+        return count(render_prompt(kept, template)) <= budget
+
+    if fits(turns):
+        return turns, 0
+    head = turns[:1] if template.user is None and turns[0].role == "system" and len(turns) > 1 else ()
+    body = turns[len(head) :]
+    low, high = 1, len(body) - 1  # the fewest turns to drop; `high` keeps one
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(head + body[middle:]) else (middle + 1, high)
+    kept = head + body[min(low, len(body) - 1) :]
+    dropped = len(turns) - len(kept)
+    if fits(kept):
+        return kept, dropped
+    return _cut_last(kept, fits), dropped + 1
+
+
+def _cut_last(kept: tuple[Message, ...], fits: Callable[[tuple[Message, ...]], bool]) -> tuple[Message, ...]:
+    """`kept` with the longest beginning of its last turn that fits, one word at least."""
+    last = kept[-1]
+    words = last.content.split(" ")
+
+    def cut(size: int) -> tuple[Message, ...]:
+        return (*kept[:-1], Message(last.role, " ".join(words[:size]), last.speaker))
+
+    low, high = 1, max(len(words) - 1, 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(cut(middle)) else (low, middle - 1)
+    return cut(low)

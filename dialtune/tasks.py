@@ -1,0 +1,37 @@
+"""TASKS: what a model is asked to do = template, default metrics and length of the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dialtune.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One job: `template` is a key of prompts.TEMPLATES, `metrics` are keys of metrics.table.METRICS."""
+
+    name: str
+    template: str
+    metrics: tuple[str, ...]
+    max_new_tokens: int  # longest DialogSum reference: 153 T5 tokens in training, 90 in 99 of 100
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "summarize",
+            template="summarize",
+            metrics=("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
+            max_new_tokens=128,
+        ),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`; ConfigError names those that exist."""
+    if name not in TASKS:
+        raise ConfigError(f"task: got '{name}'; known: {', '.join(TASKS)}")
+    return TASKS[name]
