@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-EVAL_SCHEMA = "dialtune.eval/1"
-COMPARE_SCHEMA = "dialtune.compare/1"
+EVAL_SCHEMA: Final = "dialtune.eval/1"
+COMPARE_SCHEMA: Final = "dialtune.compare/1"
 
 Interval = tuple[FiniteFloat, FiniteFloat]
 Count = Annotated[int, Field(ge=0)]
@@ -75,12 +75,18 @@ class ScoreEntry(_Record):
 
 
 class EvalRow(_Record):
-    """One dialogue: what the model wrote and every row-wise score (null: not scored)."""
+    """One dialogue: what the model wrote and every row-wise score (null: not scored).
+
+    `statistics` are the counts from which corpus scores (BLEU, chrF) are made, so that comparing never reads a text
+    again. `unit` names the first row with the same dialogue if there is an earlier one: both are resampled together.
+    """
 
     id: str
     completion: str
     finish: Literal["stop", "length"]
     scores: dict[str, float | None]
+    statistics: dict[str, tuple[int, ...]] = {}
+    unit: str | None = None
 
 
 class Evaluation(_Record):
@@ -184,5 +190,11 @@ class Comparison(_Record):
 
 
 def to_json(record: Evaluation | Comparison) -> str:
-    """The file's text: two-space indent, non-ASCII kept, one newline at the end, same value same bytes."""
-    return json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """The file's text: two-space indent, a row a line, non-ASCII kept, a newline at the end, same value same bytes."""
+    document = record.model_dump(mode="json", by_alias=True)
+    rows = document.pop("rows", None)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    if rows is not None:
+        lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+        text = text[:-2] + ',\n  "rows": [' + (f"\n{lines}\n  " if rows else "") + "]\n}"
+    return text + "\n"

@@ -37,6 +37,11 @@ class Metric(ABC):
         """Which way is better; None: descriptive, never compared."""
 
     @property
+    def needs(self) -> str:
+        """What a row must have to be scored, as the words after "no row has"."""
+        return "a reference"
+
+    @property
     def row_wise(self) -> bool:
         """False: only sums of many rows have a score."""
         return True

@@ -113,10 +113,10 @@ def _scorer(stemmer: bool) -> Any:
         from rouge_score_rs import RougeScorer as Fast
 
         if proves_equal(Fast):
-            return Fast(list(TYPES), use_stemmer=stemmer)
+            return Fast(list(TYPES), use_stemmer=stemmer)  # type: ignore[no-untyped-call]
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(TYPES), use_stemmer=stemmer)  # type: ignore[no-untyped-call]
+    return RougeScorer(list(TYPES), use_stemmer=stemmer)
 
 
 def proves_equal(scorer_class: Any) -> bool:

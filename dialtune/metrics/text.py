@@ -73,6 +73,7 @@ class CopyRate(Metric):
     """
 
     name: ClassVar[str] = "copy_rate"
+    needs: ClassVar[str] = "a completion with a word"
     direction: ClassVar[Direction] = None
 
     def signature(self, references: tuple[int, int]) -> str:
@@ -108,6 +109,10 @@ class NovelNgrams(Metric):
     def name(self) -> str:
         return f"novel_{self.n}grams"
 
+    @property
+    def needs(self) -> str:
+        return f"a completion of {self.n} words"
+
     def signature(self, references: tuple[int, int]) -> str:
         del references
         return signature(self.name, within="turn", count="token", unit="word", empty="excluded")
@@ -131,6 +136,7 @@ class TagIntegrity(Metric):
     """
 
     name: ClassVar[str] = "tag_integrity"
+    needs: ClassVar[str] = "a tagged speaker"
     direction: ClassVar[Direction] = "higher"
 
     def signature(self, references: tuple[int, int]) -> str:
@@ -173,6 +179,7 @@ class SpeakerCoverage(Metric):
     """Share of the dialogue's speakers whom the completion names by their tag. Not scored: no speakers."""
 
     name: ClassVar[str] = "speaker_coverage"
+    needs: ClassVar[str] = "a tagged speaker"
     direction: ClassVar[Direction] = None
 
     def signature(self, references: tuple[int, int]) -> str:
@@ -203,6 +210,7 @@ class RoleSwapMargin(Metric):
 
     reference: str = "first"
     name: ClassVar[str] = "role_swap_margin"
+    needs: ClassVar[str] = "two speakers and a completion that names one of them"
     direction: ClassVar[Direction] = None
     true_zero: ClassVar[bool] = False
 
