@@ -91,7 +91,8 @@ def _validated(layers: list[Layer]) -> RunConfig:
     try:
         config = RunConfig.model_validate(_nest(merged.values)).resolve()
     except ValidationError as error:
-        problems += _explain(error.errors(), merged)
+        reported = {text.partition(":")[0] for _, text in problems}
+        problems += [p for p in _explain(error.errors(), merged) if p[1].partition(":")[0] not in reported]
     if problems:
         raise ConfigError([*_lines(problems), _last_line(problems)])
     return config
@@ -258,6 +259,8 @@ def _unknown(path: KeyPath) -> str:
 
 def _attempt(field: FieldInfo, value: object) -> str:
     """What to write instead: the closest name, else an example, else the default."""
+    if section_of(field) is not None:
+        return ""
     near = _close(str(value).lower(), choices(field))
     default = None if field.default is PydanticUndefined else field.default
     example = near or (field.examples[0] if field.examples else default)

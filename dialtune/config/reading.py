@@ -144,7 +144,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
             problem = "a tab; YAML indents with spaces"
         raise ConfigError(f"{where}: not valid YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{source}: not a text file: character U+{ord(error.character):04X} in it") from error
+        code = ord(error.character) if isinstance(error.character, str) else error.character  # an int for text
+        raise ConfigError(f"{source}: not a text file: character U+{code:04X} in it") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; a recipe has {MAX_DEPTH} levels at most") from error
     return node
