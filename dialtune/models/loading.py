@@ -1,0 +1,226 @@
+"""A name, a folder or a packaged name → a LanguageModel: the one place that opens weights.
+
+safetensors only, no remote code unless this run asks for it with a commit hash, no network when HF_HUB_OFFLINE is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dialtune.errors import ModelError, ModelNotFoundError, UnsafeModelError
+from dialtune.models.base import LanguageModel
+from dialtune.models.causal import CausalLM
+from dialtune.models.packaged import PACKAGED, packaged_folder, quiet_transformers, sha256_of
+try:
+    from dialtune.models.safety import check_model_folder
+except ImportError:
+    def check_model_folder(*a, **k): ...
+
+from dialtune.models.seq2seq import Seq2SeqLM
+from dialtune.results import ModelInfo
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+_BASE_NOTE = "dialtune.json"  # beside an adapter: the packaged name of its base, so that it loads on other machines
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    merge_adapter: bool = True,
+) -> CausalLM | Seq2SeqLM:
+    """Open a model for generation or training.
+
+    Args:
+        name: a packaged name (`smollm2-135m`), a local folder (full weights or a LoRA adapter), or a hub name.
+        dtype: `auto` is bfloat16 where the machine multiplies it faster than float32, else float32. T5 refuses float16.
+        device: `auto` is the first GPU, else the CPU.
+        revision: commit, tag or branch of a hub model.
+        trust_remote_code: run code from the model's repository; needs a 40-hex `revision`.
+        merge_adapter: fold a LoRA adapter into its base, in fp32 (faster generation); False keeps it trainable.
+    Raises:
+        ModelNotFoundError: no such name.
+        UnsafeModelError: pickled weights, remote code, or files that leave the folder.
+        ModelError: found, but not a text-to-text or causal language model, or a dtype it cannot use.
+    """
+    if trust_remote_code and not _COMMIT.fullmatch(revision or ""):
+        raise UnsafeModelError(
+            f"trust_remote_code needs the exact commit you have read: revision is {revision!r}, expected 40 hex digits"
+        )
+    folder = resolve_folder(name, revision)
+    check_model_folder(folder, trust_remote_code=trust_remote_code)
+    with quiet_transformers():
+        if (folder / "adapter_config.json").is_file():
+            return _load_adapter(name, folder, dtype=dtype, device=device, merge=merge_adapter)
+        config = _config_of(name, folder, trust_remote_code)
+        chosen = choose_dtype(dtype, config.model_type, choose_device(device))
+        return _open(name, folder, config, chosen, choose_device(device), revision, trust_remote_code)
+
+
+def resolve_folder(name: str, revision: str | None = None) -> Path:
+    """The local folder behind a name; a hub name is downloaded (safetensors, JSON and tokenizer files only)."""
+    if name in PACKAGED:
+        return packaged_folder(name)
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(
+                f"{name}: the folder holds no config.json and no adapter_config.json; it is not a saved model"
+            )
+        return path
+    if path.is_file():
+        raise ModelError(f"{name}: a model is a folder (config.json, model.safetensors, tokenizer), got a file")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", name) or name.startswith((".", "/")):
+        raise ModelNotFoundError(_not_found(name, "no such folder"))
+    return _download(name, revision)
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` → the first GPU, else the CPU.
+
+    Raises:
+        ModelError: the device asked for is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device: got {device!r}, but torch {torch.__version__} sees no GPU; use device: cpu or auto")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device: got {device!r}; allowed: auto, cpu, cuda, cuda:0") from error
+
+
+def bf16_is_faster(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware: any recent GPU, or a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_dtype(dtype: DType, model_type: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for weights.
+
+    T5 overflows in float16 (huggingface/transformers#4586), so that is refused rather than left to produce NaN.
+    """
+    if dtype == "float16" and "t5" in model_type:
+        raise ModelError(f"dtype float16 overflows in {model_type} (infinite activations); use bfloat16 or float32")
+    if dtype == "auto":
+        return torch.bfloat16 if bf16_is_faster(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def save_model(model: LanguageModel, folder: Path) -> None:
+    """`model.save`, and beside an adapter on a packaged base a note that names the base on any machine."""
+    model.save(folder)
+    base = model.info.name
+    if (folder / "adapter_config.json").is_file() and base in PACKAGED:
+        (folder / _BASE_NOTE).write_text(json.dumps({"base": base}) + "\n", encoding="utf-8")
+
+
+def _open(
+    name: str, folder: Path, config: Any, dtype: torch.dtype, device: torch.device, revision: str | None, remote: bool
+) -> CausalLM | Seq2SeqLM:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    is_seq2seq = bool(config.is_encoder_decoder)
+    auto, wrapper = (AutoModelForSeq2SeqLM, Seq2SeqLM) if is_seq2seq else (AutoModelForCausalLM, CausalLM)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
+        module = auto.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=remote
+        )
+    except (ValueError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name}: {type(config).__name__} cannot be opened as a language model: {reason}") from error
+    module = module.to(device).eval()
+    info = ModelInfo(
+        name=name,
+        revision=revision,
+        family="encoder-decoder" if is_seq2seq else "decoder-only",
+        weights_sha256=weights_sha256(folder),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    model = wrapper(module, tokenizer, info)
+    _check_head(model)
+    return model
+
+
+def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: bool) -> CausalLM | Seq2SeqLM:
+    from peft import PeftModel
+
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    note = folder / _BASE_NOTE
+    base_name = (
+        json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else settings["base_model_name_or_path"]
+    )
+    target = choose_dtype(dtype, "", choose_device(device))
+    base = load_model(base_name, dtype="float32" if merge else dtype, device=device, merge_adapter=True)
+    adapted: Any = PeftModel.from_pretrained(base.core, folder, is_trainable=not merge)
+    module = adapted.merge_and_unload().to(target) if merge else adapted
+    digest = hashlib.sha256(f"{base.info.weights_sha256} {weights_sha256(folder)}".encode()).hexdigest()
+    info = base.info.model_copy(
+        update={"adapter": name, "weights_sha256": digest, "dtype": str(target).removeprefix("torch.")}
+    )
+    return type(base)(module, base.tokenizer, info)
+
+
+def weights_sha256(folder: Path) -> str:
+    """One digest over the folder's safetensors files, by name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _config_of(name: str, folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            f"{name}: config.json names no model that transformers knows: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _check_head(model: CausalLM | Seq2SeqLM) -> None:
+    """The states-then-head path must give the whole model's logits; some architectures post-process them."""
+    whole, ours = model.probe_logits()
+    if not torch.allclose(whole, ours, atol=1e-3 if whole.dtype == torch.float32 else 0.25, rtol=0.02):
+        raise ModelError(
+            f"{model.name}: this architecture changes its logits after the head (largest gap {(whole - ours).abs().max():.3g}); "
+            "dialtune would score other probabilities than it samples, so it refuses it"
+        )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE")
+        looked = "the hub cache (HF_HUB_OFFLINE is set)" if offline else f"the hub ({type(error).__name__})"
+        raise ModelNotFoundError(_not_found(name, f"not in {looked}")) from error
+
+
+def _not_found(name: str, where: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, PACKAGED, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; packaged: {', '.join(PACKAGED)}"
+    return f"{name}: no such model: {where}{hint}\n  Give a packaged name, a folder with config.json and model.safetensors, or a hub name like google/flan-t5-base."
