@@ -1,0 +1,254 @@
+"""Rows to SVG text through matplotlib: forest plot, curves, histogram; no clock, no font files, colours named by CSS.
+
+Every colour is drawn as a stand-in and replaced by a CSS variable of the page, so one drawing serves light and dark.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from xml.etree import ElementTree
+
+from dialtune.results import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, LINE, GOOD, BAD, FLAT, PAGE = (f"#01010{digit}" for digit in range(1, 8))  # stand-ins, never shown
+_CSS = {
+    INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", GOOD: "var(--good)", BAD: "var(--bad)",
+    FLAT: "var(--flat)", PAGE: "var(--page)",
+}  # fmt: skip
+_MARKS: Mapping[Verdict, tuple[str, str, str]] = {  # marker, edge, face: shape tells as much as colour
+    "improved": ("o", GOOD, GOOD),
+    "worse": ("D", BAD, BAD),
+    "no difference shown": ("o", FLAT, PAGE),
+}
+Point = tuple[float, float]
+_POINTS = 400  # of a curve; more cannot be seen
+_BINS = 21  # odd: the middle one holds "no change"
+
+
+_Drawing = TypeVar("_Drawing", bound=Callable[..., str])
+
+
+def _settled(draw: _Drawing) -> _Drawing:
+    """Draw under matplotlib's own defaults, whatever the user's matplotlibrc says; text stays text."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **keywords: Any) -> str:
+        import matplotlib
+
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has fonts
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(
+                {"svg.fonttype": "none", "font.size": 11, "text.usetex": False, "text.color": INK}
+            )
+            return draw(*args, **keywords)
+
+    return cast(_Drawing, drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class ForestRow:
+    """One line of a forest plot; numbers in percent, `text` is what stands at its right."""
+
+    label: str
+    low: float
+    middle: float
+    high: float
+    text: str
+    verdict: Verdict
+
+
+@_settled
+def forest(groups: Mapping[str, Sequence[ForestRow]], *, width: int, title: str) -> str:
+    """Relative changes with intervals around a zero line, one block per job; `width` in CSS pixels."""
+    n_lines = sum(len(rows) + (len(groups) > 1) for rows in groups.values())
+    from matplotlib.ticker import MaxNLocator
+
+    narrow = width < 500
+    figure, axes = _axes(width, 46 + 22 * n_lines, left=82 if narrow else 112, right=8 if narrow else 150)
+    y = 0.0
+    for group, rows in groups.items():
+        if len(groups) > 1:
+            _label(axes, 0, y, group, x_px=-76 if narrow else -106, weight="bold")
+            y += 1
+        for row in rows:
+            marker, edge, face = _MARKS[row.verdict]
+            axes.plot([row.low, row.high], [y, y], color=edge, linewidth=2, solid_capstyle="butt")
+            axes.plot(
+                [row.middle], [y], marker=marker, color=edge, markerfacecolor=face, markersize=6.5, markeredgewidth=1.6
+            )
+            _label(axes, 0, y, row.label, x_px=-8, align="right")
+            if not narrow:
+                _label(axes, 1, y, row.text, x_px=10)
+            y += 1
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_ylim(y - 0.4, -0.6)
+    axes.set_yticks([])
+    axes.margins(x=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
+    axes.set_xlabel("change from before, %", color=MUTED)
+    return _svg(figure, f"forest-{width}", title)
+
+
+@_settled
+def curves(lines: Mapping[str, Sequence[Point]], *, y_label: str, title: str, key: str) -> str:
+    """One line per name over steps: the first thin and faint with its running mean, the others marked points."""
+    figure, axes = _axes(360, 220, left=46, right=10, top=24)
+    for place, (name, points) in enumerate(lines.items()):
+        thin = _thinned(points)
+        x, y = [point[0] for point in thin], [point[1] for point in thin]
+        if place == 0 and len(points) > 30:
+            axes.plot(x, y, color=FLAT, linewidth=0.8, alpha=0.45)
+            smooth = _thinned(_running_mean(points))
+            axes.plot(
+                [point[0] for point in smooth], [point[1] for point in smooth], color=FLAT, linewidth=1.6, label=name
+            )
+        else:
+            color, style, marker = (FLAT, "-", "") if place == 0 else (INK, "--", "os^Dv"[(place - 1) % 5])
+            axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4, label=name)
+    axes.set_xlabel("step", color=MUTED)
+    _label(axes, 0, 1, y_label, x_px=-40, y_px=12, data_y=False, color=MUTED)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    legend = axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="upper right")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _svg(figure, key, title)
+
+
+@_settled
+def histogram(changes: Sequence[float], *, higher_is_better: bool, x_label: str, title: str, key: str) -> str:
+    """How many dialogues changed by how much; bins are symmetric around no change, the mean is marked."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(360, 220, left=46, right=10, top=24)
+    reach = max((abs(change) for change in changes), default=0.0) or 1.0
+    width = 2 * reach / _BINS
+    held = [0] * _BINS
+    for change in changes:
+        held[min(_BINS - 1, int((change + reach) / width))] += 1
+    middles = [-reach + (place + 0.5) * width for place in range(_BINS)]
+    signs = [
+        0 if place == _BINS // 2 else 1 if (middle > 0) == higher_is_better else -1
+        for place, middle in enumerate(middles)
+    ]
+    colors = [{1: GOOD, 0: FLAT, -1: BAD}[sign] for sign in signs]
+    axes.bar(middles, held, width=width * 0.9, color=colors)
+    axes.axvline(0, color=INK, linewidth=1)
+    mean = sum(changes) / len(changes) if changes else 0.0
+    axes.axvline(mean, color=INK, linewidth=1.4, linestyle=(0, (3, 2)))
+    top = max([*held, 1])
+    axes.set_ylim(0, top * 1.12)
+    _label(axes, 0, 1, "dialogues", x_px=-40, y_px=12, data_y=False, color=MUTED)
+    axes.set_xlabel(x_label, color=MUTED, parse_math=False)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return _svg(figure, key, title)
+
+
+def _axes(width: int, height: int, *, left: int, right: int, top: int = 8, bottom: int = 38) -> tuple[Figure, Axes]:
+    """A figure of CSS pixels (72 per matplotlib inch here) with a quiet frame; margins in pixels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(colors=MUTED, length=3, labelsize=11)
+    axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _label(axes: Axes, x: float, y: float, text: str, **place: Any) -> None:
+    """Data as plain text, never as mathematics; x in parts of the axes, `x_px` and `y_px` to the right and up of it."""
+    data_y, align = place.pop("data_y", True), place.pop("align", "left")
+    axes.annotate(
+        text,
+        (x, y),
+        xycoords=axes.get_yaxis_transform() if data_y else "axes fraction",
+        xytext=(place.pop("x_px", 0), place.pop("y_px", 0)),
+        textcoords="offset points",
+        horizontalalignment=align,
+        verticalalignment="center_baseline" if data_y else "baseline",
+        annotation_clip=False,
+        parse_math=False,
+        **place,
+    )
+
+
+def _running_mean(points: Sequence[Point]) -> list[Point]:
+    """The mean of the last twentieth of all points, at least 5 of them, at each point."""
+    window = max(5, len(points) // 20)
+    kept = [points[max(0, end - window) : end] for end in range(1, len(points) + 1)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in kept]
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most about `_POINTS` of them, evenly spaced, the last one included."""
+    stride = -(-len(points) // _POINTS) or 1
+    return list(points[:-1:stride]) + list(points[-1:])
+
+
+def _svg(figure: Figure, key: str, title: str) -> str:
+    """The figure as an SVG element for an HTML page; `key` is unique on the page and keeps its ids apart."""
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = f"dialtune-{key}"
+    file = io.BytesIO()
+    figure.savefig(
+        file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"), None)
+    )
+    root = ElementTree.fromstring(file.getvalue())  # drops the prolog and every comment
+    referred = set(re.findall(r"#([mp][0-9a-f]{10})", file.getvalue().decode()))
+    _strip(root, referred)
+    width, height = root.get("viewBox", "0 0 0 0").split()[2:]
+    root.attrib = {
+        "viewBox": f"0 0 {width} {height}",
+        "width": width,
+        "height": height,
+        "role": "img",
+        "aria-label": title,
+    }
+    heading = ElementTree.Element("title")
+    heading.text = title
+    root.insert(0, heading)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _strip(element: ElementTree.Element, referred: set[str]) -> None:
+    """Make one element and all below fit into HTML: no namespaces, no page-wide styles, only ids that are used."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.tail = None
+    for name in ("style", "metadata"):
+        for child in [child for child in element if child.tag.rpartition("}")[2] == name]:
+            element.remove(child)
+    attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+    if attributes.get("id") not in referred:
+        attributes.pop("id", None)
+    if "style" in attributes:
+        attributes["style"] = _style(attributes["style"])
+    if "d" in attributes:
+        attributes["d"] = re.sub(
+            r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", " ".join(attributes["d"].split())
+        )
+    element.attrib = attributes
+    if element.tag != "text":
+        element.text = None
+    for child in element:
+        _strip(child, referred)
+
+
+def _style(style: str) -> str:
+    """The declarations with our colours in CSS and without the font family, which is the page's."""
+    pairs = [part.split(":", 1) for part in style.split(";") if ":" in part]
+    kept = {name.strip(): value.strip() for name, value in pairs if name.strip() != "font-family"}
+    return ";".join(f"{name}:{_CSS.get(value, value)}" for name, value in kept.items())

@@ -1,0 +1,202 @@
+"""Numbers and verdicts in plain words; text from data made visible and cut to size. No markup, no files."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dialtune.results import Comparison, Entry, Evaluation, Interval, ScoreEntry, Verdict
+
+# task: (what the model writes, the scores that may stand for the job, best first)
+_TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "summarize": ("Summaries", ("rougeL", "rougeL_max", "rouge1", "bleu")),
+    "respond": ("Replies", ("context_auc",)),
+    "detoxify": ("Summaries", ("toxicity_rate", "toxicity_mean")),
+}
+_METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+_METRICS["rougeLsum"] = "ROUGE-Lsum"
+_VERDICTS: Mapping[Verdict, str] = {"improved": "improved", "worse": "worse", "no difference shown": "no difference"}
+# Reorder, hide or break text without being seen themselves; ZWJ and ZWNJ stay, emoji and Persian need them.
+_INVISIBLE = frozenset("\u00ad\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u2060\ufeff")
+
+
+def visible(text: str) -> str:
+    r"""The text with every control, bidi and invisible character spelled out; line ends and tabs stay.
+
+    >>> visible("a\u202eb\x1b[0m")
+    'a⟨U+202E⟩b⟨U+001B⟩[0m'
+    """
+    return "".join(f"⟨U+{ord(character):04X}⟩" if _hidden(character) else character for character in text)
+
+
+def _hidden(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    if character in _INVISIBLE or "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069":
+        return True
+    code = ord(character)
+    if code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF or 0xE0000 <= code <= 0xE007F:  # noncharacters, tags
+        return True
+    return unicodedata.category(character) in ("Cc", "Cs")
+
+
+def clip(text: str, limit: int) -> str:
+    """The visible text, cut at `limit` characters with the count of what is left out.
+
+    >>> clip("abcdef", 4)
+    'abcd… (2 more characters)'
+    """
+    shown = visible(text)
+    return shown if len(shown) <= limit else f"{shown[:limit]}… ({len(shown) - limit:,} more characters)"
+
+
+def metric_name(name: str) -> str:
+    """The score's name for people.
+
+    >>> metric_name("rougeL_max"), metric_name("toxicity_rate")
+    ('ROUGE-L (max)', 'toxicity rate')
+    """
+    stem, best, _ = name.partition("_max")
+    if stem in _METRICS:
+        return _METRICS[stem] + (" (max)" if best else "")
+    return clip(name.replace("_", " "), 40)
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """The verdict for a table cell."""
+    return _VERDICTS[verdict]
+
+
+def digits(*values: float | None) -> int:
+    """Decimals for numbers of this size: 19.4, 1.94, 0.194."""
+    scale = max((abs(value) for value in values if value is not None), default=0.0)
+    return 1 if scale >= 10 else 2 if scale >= 1 else 3
+
+
+def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
+    """The number with a true minus; `sign` puts a plus before a gain.
+
+    >>> number(-0.04, 1, sign=True), number(-3.26, 1), number(3.26, 1, sign=True)
+    ('0.0', '−3.3', '+3.3')
+    """
+    if value is None:
+        return "not scored"
+    text = f"{abs(value):,.{decimals}f}"
+    if not any(character in "123456789" for character in text):
+        return text
+    return ("−" if value < 0 else "+" if sign else "") + text
+
+
+def interval(ci: Interval | None, decimals: int, *, sign: bool = False) -> str:
+    """`18.2 to 20.6`, or an empty text without an interval."""
+    return f"{number(ci[0], decimals, sign=sign)} to {number(ci[1], decimals, sign=sign)}" if ci else ""
+
+
+def percent(relative: float, ci: Interval | None) -> tuple[str, str]:
+    """A relative change (fraction) and its interval in percent: whole numbers from 10 % on, else one decimal."""
+    decimals = 0 if max(abs(relative), *map(abs, ci or (0.0, 0.0))) >= 0.1 else 1
+    scaled = (100 * ci[0], 100 * ci[1]) if ci else None
+    return f"{number(100 * relative, decimals, sign=True)} %", interval(scaled, decimals, sign=True)
+
+
+def p_value(p: float | None) -> str:
+    """`0.012`; tiny ones as `< 0.0001`, never 0."""
+    if p is None:
+        return "not tested"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+
+
+def dialogues(n: int) -> str:
+    """`1 dialogue`, `1,900 dialogues`."""
+    return f"{n:,} dialogue" + ("" if n == 1 else "s")
+
+
+def headline(task: str, names: Sequence[str]) -> str | None:
+    """The score that stands for the job: the task's own if it is there, else the first; None if there is none."""
+    preferred = _TASKS.get(task, ("", ()))[1]
+    return next((name for name in (*preferred, *names) if name in names), None)
+
+
+def comparison_sentence(task: str, name: str, entry: Entry) -> str:
+    """What the job did, e.g. `Summaries improved: ROUGE-L 19.4 → 31.2, +61 % (95 % CI +52 to +69), 200 dialogues.`"""
+    subject = _subject(task)
+    if entry.before is None or entry.after is None:
+        return f"{subject}: {metric_name(name)} not scored{f' ({entry.note})' if entry.note else ''}."
+    opening = {
+        "improved": f"{subject} improved",
+        "worse": f"{subject} got worse",
+        "no difference shown": f"No difference shown for {subject.lower()}",
+    }[entry.verdict]
+    places = digits(entry.before, entry.after)
+    shift = f"{metric_name(name)} {number(entry.before, places)} → {number(entry.after, places)}"
+    needed = ""
+    if entry.verdict == "no difference shown" and entry.n_needed:
+        n_needed = round(entry.n_needed, 2 - len(str(entry.n_needed)))  # two digits are all that it is known to
+        needed = f"; to show it would take about {dialogues(n_needed)}"
+    return f"{opening}: {shift}, {_change(entry, places)}, {dialogues(entry.n)}{needed}."
+
+
+def _change(entry: Entry, places: int) -> str:
+    """The relative change with its interval where it has one, else the difference with its own."""
+    if entry.relative is not None and (entry.relative_ci is not None or entry.ci is None):
+        change, ci = percent(entry.relative, entry.relative_ci)
+    else:
+        change, ci = number(entry.difference, places, sign=True), interval(entry.ci, places, sign=True)
+    return f"{change} (95 % CI {ci})" if ci else change
+
+
+def tally_sentence(comparison: Comparison) -> str:
+    """How the other scores went, so that the headline cannot hide them; empty if there are no others."""
+    verdicts = [entry.verdict for entry in comparison.scores.values()]
+    if len(verdicts) < 2:
+        return ""
+    kept = [(verdicts.count(verdict), word) for verdict, word in _COUNTED if verdict in verdicts]
+    return f"Of {len(verdicts)} scores compared, " + ", ".join(f"{count} {word}" for count, word in kept) + "."
+
+
+_COUNTED: tuple[tuple[Verdict, str], ...] = (
+    ("improved", "improved"),
+    ("worse", "got worse"),
+    ("no difference shown", "without a difference shown"),
+)
+
+
+def evaluation_sentence(task: str, name: str | None, score: ScoreEntry | None) -> str:
+    """What one evaluation alone says; it claims no change."""
+    subject = _subject(task)
+    if name is None or score is None:
+        return f"{subject}: nothing was scored."
+    if score.value is None:
+        return f"{subject}: {metric_name(name)} not scored ({score.reason})."
+    places = digits(score.value)
+    ci = interval(score.ci, places)
+    value = f"{metric_name(name)} {number(score.value, places)}" + (f" (95 % CI {ci})" if ci else "")
+    return f"{subject} score {value} on {dialogues(score.n)}; compared with nothing."
+
+
+def training_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Where the loss began and ended: the evaluation loss if it was measured twice, else the training loss."""
+    for key, words in (("eval_loss", "evaluation loss"), ("loss", "training loss")):
+        values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+        if len(values) > 1:
+            steps = max(int(row["step"]) for row in rows)
+            return f"Trained for {steps:,} steps: {words} {number(values[0], 3)} → {number(values[-1], 3)}."
+    return "Training has not logged two steps yet."
+
+
+def _subject(task: str) -> str:
+    return _TASKS[task][0] if task in _TASKS else f"Texts of the task {clip(task, 40)}"
+
+
+def counts(evaluation: Evaluation) -> dict[str, int]:
+    """What happened to every row, in the words of the report's table."""
+    return {
+        "asked for": evaluation.n_total,
+        "generated": evaluation.n_generated,
+        "cut by the token limit": evaluation.n_truncated,
+        "empty": evaluation.n_empty,
+        "scored by every score": evaluation.n_scored,
+        "not scored by every score": evaluation.n_total - evaluation.n_scored,
+        "turns dropped from prompts": evaluation.data.dropped_turns,
+    }
