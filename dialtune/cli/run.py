@@ -2,6 +2,385 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from dialtune.data.reading import DataSet
+    from dialtune.generation import Progress
+    from dialtune.models.base import LanguageModel, Sampling
+    from dialtune.results import Decoding, Evaluation
+    from dialtune.types import Completion, Prompt
 
 app = typer.Typer()
+
+NEWEST = "newest"  # --resume without a path
+
+
+class _Resumable(TyperCommand):
+    """Lets `--resume` stand alone (newest verified checkpoint) or before a checkpoint's folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--resume" in args:
+            after = args.index("--resume") + 1
+            if after == len(args) or not Path(args[after]).is_dir():
+                args = [*args[:after], NEWEST, *args[after:]]
+        return super().parse_args(ctx, args)
+
+
+def _key(name: str, text: str) -> Any:
+    """A recipe key as a flag in both spellings."""
+    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    return typer.Option(*spellings, help=text, show_default=False)
+
+
+Model = Annotated[str | None, _key("model", "Hub name, folder, run folder's checkpoint, or packaged name.")]
+Data = Annotated[str | None, _key("data", "File, packaged:SPLIT, or hub:org/name:SPLIT.")]
+Layout = Annotated[str, typer.Option(help="How rows are written; auto detects it.")]
+Split = Annotated[str | None, typer.Option(help="Only rows of this split.", show_default=False)]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many dialogues.", show_default=False)]
+Task = Annotated[str, typer.Option(help="What the model is asked to do.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "--batch_size", min=1, help="Prompts at a time.")]
+Tokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", "--max_new_tokens", min=1, help="The task's cap if left out.")
+]
+Beams = Annotated[int, typer.Option("--num-beams", "--num_beams", min=1, help="Beam search with so many beams.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy; 1 draws from the model's own distribution.")]
+TopP = Annotated[float, typer.Option("--top-p", "--top_p", max=1, help="Draw from this total probability.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")]
+DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key; repeatable.")]
+
+
+@app.command()
+def demo(
+    job: Annotated[list[str] | None, typer.Option(help="One job; repeatable. All if left out.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the runs and the report go.")] = Path("runs/demo"),
+) -> None:
+    """Watch a packaged model get better, offline: evaluate, train, evaluate, compare, report."""
+    from dialtune.labs import run_demo
+
+    run_demo(job or None, out)
+
+
+@app.command(cls=_Resumable)
+def sft(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file or a packaged name.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="The same as RECIPE.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="[CHECKPOINT]", help="Go on from the newest, or from this one.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained on; train nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
+    model: Model = None,
+    data: Annotated[str | None, _key("data", "Rows to learn from.")] = None,
+    validation: Annotated[str | None, _key("validation", "Rows that choose the best checkpoint.")] = None,
+    output_dir: Annotated[str | None, _key("output_dir", "The run folder.")] = None,
+    num_train_epochs: Annotated[float | None, _key("num_train_epochs", "Passes over the data.")] = None,
+    max_steps: Annotated[int | None, _key("max_steps", "Optimizer updates.")] = None,
+    per_device_train_batch_size: Annotated[
+        int | None, _key("per_device_train_batch_size", "Dialogues per forward pass.")
+    ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None, _key("gradient_accumulation_steps", "Forward passes per update.")
+    ] = None,
+    learning_rate: Annotated[float | None, _key("learning_rate", "Peak step size.")] = None,
+    use_peft: Annotated[bool | None, typer.Option("--use_peft", "--lora", help="LoRA instead of all weights.")] = None,
+    seed: Annotated[int | None, _key("seed", "Of everything random.")] = None,
+) -> None:
+    """Fine-tune on dialogues and their gold texts; every key: dialtune config explain."""
+    from dialtune.trainers.sft import run_sft
+
+    from dialtune.config.loading import load_config
+
+    flags = {
+        "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "use_peft": use_peft,
+        "num_train_epochs": num_train_epochs, "max_steps": max_steps, "learning_rate": learning_rate, "seed": seed,
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+    }  # fmt: skip
+    if recipe and config:
+        raise typer.BadParameter("RECIPE and --config are the same thing; give one")
+    loaded = load_config(recipe or config, overrides or (), **flags)
+    folder = run_sft(loaded, resume=resume, force=force, dry_run=dry_run, progress=sys.stderr.isatty())
+    typer.echo(f"{folder}: done. Next: dialtune report {folder}")
+
+
+@app.command()
+def generate(
+    model: Model = None,
+    data: Data = None,
+    prompt: Annotated[str | None, typer.Option(help="One chat message instead of --data; printed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The jsonl file to write; the terminal if left out.")] = None,
+    task: Task = "summarize",
+    layout: Layout = "auto",
+    split: Split = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 16,
+    max_new_tokens: Tokens = None,
+    num_beams: Beams = 1,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Write a model's completions for dialogues, or for one prompt."""
+    from dialtune.data.reading import read_examples
+
+    _one_of("--data or --prompt", data, prompt)
+    _one_of("--model", model)
+    sampling = _sampling(task, max_new_tokens, num_beams, temperature, top_p)
+    dataset = read_examples(data, layout=layout, split=split, limit=limit) if data else None
+    opened = _open(model, device, dtype)
+    examples = dataset.examples if dataset else ()
+    prompts = _chat(prompt) if prompt is not None else _prompts(opened, examples, task)
+    completions = _complete(opened, prompts, sampling, batch_size, seed)
+    if prompt is not None and out is None:
+        typer.echo(completions[0].text)
+    else:
+        _write_completions(out, prompts, completions)
+
+
+@app.command()
+def evaluate(
+    data: Data = None,
+    model: Model = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Score this file instead of a model: one text a line, or jsonl.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder that gets eval.json.")] = None,
+    task: Task = "summarize",
+    reference: Annotated[
+        str, typer.Option(help="first, mean, max or a name such as summary1; auto: mean if several.")
+    ] = "auto",
+    metric: Annotated[list[str] | None, typer.Option(help="Instead of the task's own; repeatable.")] = None,
+    layout: Layout = "auto",
+    split: Split = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 16,
+    max_new_tokens: Tokens = None,
+    num_beams: Beams = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Score a model, or a file of predictions, against gold texts; writes eval.json."""
+    from dialtune.data.reading import read_examples
+    from dialtune.evaluation import write_evaluation
+
+    _one_of("--model or --predictions", model, predictions)
+    _one_of("--data", data)
+    _one_of("--out", out)
+    judged = {"reference": reference, "metrics": metric, "task": task, "seed": seed}
+    dataset = read_examples(data or "", layout=layout, split=split, limit=limit)
+    if predictions is not None:
+        evaluation = _score_file(dataset, predictions, judged)
+    else:
+        sampling = _sampling(task, max_new_tokens, num_beams, 0.0, 1.0)
+        evaluation = _score_model(dataset, _open(model, device, dtype), sampling, batch_size, judged)
+    typer.echo(_table(evaluation))
+    typer.echo(f"written: {write_evaluation(out or Path(), evaluation)}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="The baseline: an eval.json or its folder.")],
+    after: Annotated[Path, typer.Argument(help="The candidate: an eval.json or its folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json; AFTER's if left out.")] = None,
+    require: Annotated[list[str] | None, typer.Option(help="A gate such as 'rougeL>=+30%'; repeatable.")] = None,
+    score: Annotated[list[str] | None, typer.Option(help="Test only these scores; repeatable.")] = None,
+    allow_decoding_change: Annotated[
+        bool, typer.Option("--allow-decoding-change", help="For decoding studies; written into the result.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Tell whether AFTER is better than BEFORE: paired differences, intervals, a verdict."""
+    from dialtune import comparison as c
+    from dialtune.evaluation import read_evaluation
+
+    c.parse_gates(require or ())
+    result = c.compare(
+        read_evaluation(before),
+        read_evaluation(after),
+        seed=seed,
+        scores=score or None,
+        allow_decoding_change=allow_decoding_change,
+    )
+    for line in c.describe(result):
+        typer.echo(line)
+    typer.echo(f"written: {c.write_comparison(out or (after if after.is_dir() else after.parent), result)}")
+    c.check_requirements(result, require or ())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; RUN/report.html if left out.")] = None,
+) -> None:
+    """Make one HTML file of a run: curves, scores with intervals, examples, what was run."""
+    from dialtune.report.build import build_report
+
+    typer.echo(f"written: {build_report(run, out or run / 'report.html')}")
+
+
+# --- what the commands share ---
+
+
+def _one_of(names: str, *values: object) -> None:
+    given = sum(value is not None for value in values)
+    if given != 1:
+        raise typer.BadParameter(f"{names} is needed" if given == 0 else f"give {names}, not both")
+
+
+def _sampling(task: str, max_new_tokens: int | None, num_beams: int, temperature: float, top_p: float) -> Sampling:
+    from dialtune.models.base import Sampling
+    from dialtune.tasks import find_task
+
+    cap = max_new_tokens or find_task(task).max_new_tokens
+    return Sampling(max_new_tokens=cap, num_beams=num_beams, temperature=temperature, top_p=top_p)
+
+
+def _open(name: str | None, device: str, dtype: str) -> LanguageModel:
+    from dialtune.models.loading import load_model
+
+    model: LanguageModel = load_model(name or "", device=device, dtype=dtype)  # type: ignore[arg-type]
+    return model
+
+
+def _chat(text: str) -> list[Prompt]:
+    from dialtune.types import Message, Prompt
+
+    return [Prompt("prompt", (Message("user", text),), "chat")]
+
+
+def _prompts(model: LanguageModel, examples: Sequence[Any], task: str) -> list[Prompt]:
+    from dialtune.prompts import build_prompts
+    from dialtune.tasks import find_task
+
+    limit = model.max_prompt_tokens
+    return build_prompts(examples, find_task(task), max_prompt_tokens=limit, count_tokens=model.count_tokens)
+
+
+def _complete(
+    model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int, seed: int
+) -> list[Completion]:
+    from dialtune.generation import generate
+
+    with _progress("generating") as progress:
+        return generate(model, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
+
+
+def _write_completions(out: Path | None, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+    import json
+
+    from dialtune.runs import write_text_atomic
+
+    rows = [
+        {"id": c.example_id, "completion": c.text, "finish": c.finish, "dropped_turns": p.dropped_turns}
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text_atomic(out, text)
+        cut = sum(c.finish == "length" for c in completions)
+        typer.echo(f"written: {out} ({len(rows):,} completions, {cut:,} cut at the cap)")
+
+
+def _score_file(dataset: DataSet, path: Path, judged: dict[str, Any]) -> Evaluation:
+    from dialtune.evaluation import evaluate_completions, read_predictions
+    from dialtune.results import ModelInfo
+    from dialtune.tasks import find_task
+
+    metrics = judged.pop("metrics") or find_task(judged["task"]).metrics
+    completions = read_predictions(path, dataset.examples)
+    return evaluate_completions(dataset, completions, metrics, model=ModelInfo(name=path.name), **judged)
+
+
+def _score_model(
+    dataset: DataSet, model: LanguageModel, sampling: Sampling, batch_size: int, judged: dict[str, Any]
+) -> Evaluation:
+    from dialtune.evaluation import evaluate_completions
+    from dialtune.prompts import template_sha256
+    from dialtune.tasks import find_task
+
+    task = find_task(judged["task"])
+    metrics = judged.pop("metrics") or task.metrics
+    prompts = _prompts(model, dataset.examples, task.name)
+    return evaluate_completions(
+        dataset,
+        _complete(model, prompts, sampling, batch_size, judged["seed"]),
+        metrics,
+        model=model.info,
+        decoding=_decoding(sampling, judged["seed"]),
+        template_sha256=template_sha256(task.template),
+        dropped_turns=sum(prompt.dropped_turns for prompt in prompts),
+        **judged,
+    )
+
+
+def _decoding(sampling: Sampling, seed: int) -> Decoding:
+    from dialtune.results import Decoding
+
+    return Decoding(
+        strategy=sampling.strategy,  # type: ignore[arg-type]
+        num_beams=sampling.num_beams,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=seed,
+    )
+
+
+def _table(evaluation: Evaluation) -> str:
+    """What was counted, then a score with its interval a line; `#` starts the short form of its signature."""
+    from hashlib import sha256
+
+    lines = []
+    for name, score in evaluation.scores.items():
+        if score.value is None:
+            lines.append(f"{name:<18} not scored ({score.reason})")
+        else:
+            interval = f"[{score.ci[0]:.2f}, {score.ci[1]:.2f}]" if score.ci else "(no interval)"
+            short = sha256(score.signature.encode()).hexdigest()[:8]
+            lines.append(f"{name:<18} {score.value:8.2f}  {interval:<18} n {score.n:,}  #{short}")
+    e = evaluation
+    counts = f"{e.n_scored:,} of {e.n_total:,} rows scored, {e.n_empty:,} empty, {e.n_truncated:,} cut at the cap"
+    return "\n".join([f"{e.model.name} on {e.data.name}, reference {e.data.reference}: {counts}", *lines])
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Progress]:
+    """A bar on a terminal; otherwise one plain line for each tenth, on stderr."""
+    if not sys.stderr.isatty():
+        yield _plain_progress(label)
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+def _plain_progress(label: str) -> Progress:
+    shown = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        if total >= 50 and done * 10 // total > shown:
+            shown = done * 10 // total
+            typer.echo(f"{label} {done:,}/{total:,}", err=True)
+
+    return tell

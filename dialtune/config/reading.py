@@ -111,7 +111,7 @@ def read_flags(flags: Mapping[str, object], layer: int = 0) -> list[Layer]:
         if value is None:
             continue
         path = tuple(name.replace("__", ".").split("."))
-        place = Place(layer, 0, 0, f"--{name}")
+        place = Place(layer, 0, 0, f"--{path[-1]}")
         layers.append(Layer(place, {path: value}, {path: place}, {path: place}))
     return layers
 

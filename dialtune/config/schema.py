@@ -14,9 +14,17 @@ from pydantic_core import PydanticCustomError
 
 # Names a recipe may use. A test holds each equal to its table, so that a typo shows before torch loads.
 TaskName = Literal["summarize"]
-MetricName = Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
+MetricName = Literal[
+    "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_max", "rouge2_max", "rougeL_max", "rougeLsum_max",
+    "bleu", "chrf", "tag_integrity", "speaker_coverage", "role_swap_margin", "length_ratio", "copy_rate",
+    "novel_1grams", "novel_2grams", "novel_3grams",
+]  # fmt: skip
+BestName = Literal["eval_loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
 CleaningStep = Literal["unicode"]
-LayoutName = Literal["auto", "dialogsum"]
+LayoutName = Literal[
+    "auto", "dialogsum", "document", "article", "messages", "sharegpt", "preference", "prompt_completion", "alpaca",
+    "prompt", "dialogue",
+]  # fmt: skip
 
 
 def _contains(annotation: Any, kind: type) -> bool:
@@ -203,7 +211,7 @@ class RunConfig(_Section):
     load_best_model_at_end: bool = Field(
         True, description="End with the best checkpoint; without data.validation it is false: nothing can choose."
     )
-    metric_for_best_model: MetricName | Literal["eval_loss"] = Field(
+    metric_for_best_model: BestName = Field(
         "eval_loss", description="What best means; the loss needs no generation and is never noisy by chance."
     )
     early_stopping_patience: int = Field(
