@@ -84,7 +84,7 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
     leaked = max(_leaked(before), _leaked(after))
     entries = {
         d.pair.metric.name: _entry(
-            d, p_holm.get(d.pair.metric.name), _Rule(alpha, len(p), leaked, (minimal or {}).get(d.pair.metric.name))
+            d, p_holm.get(d.pair.metric.name), Rule(alpha, len(p), leaked, (minimal or {}).get(d.pair.metric.name))
         )
         for d in draws
         if d.pair.metric.name in family
@@ -126,7 +126,7 @@ def _leaked(evaluation: Evaluation) -> int:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """What the verdict of one score depends on besides the score."""
 
     alpha: float
@@ -135,7 +135,7 @@ class _Rule:
     minimal: float | None
 
 
-def _entry(drawn: Drawn, p_holm: float | None, rule: _Rule) -> Entry:
+def _entry(drawn: Drawn, p_holm: float | None, rule: Rule) -> Entry:
     metric = drawn.pair.metric
     direction = metric.direction
     assert direction is not None, metric.name
@@ -151,7 +151,7 @@ def _entry(drawn: Drawn, p_holm: float | None, rule: _Rule) -> Entry:
         ci = bootstrap_interval(difference, changes, units=drawn.units)
         relative_ci = _relative_interval(drawn)
         n_needed = _n_needed(drawn, rule, difference)
-    verdict, note = _verdict(difference, ci, p_holm, drawn.units, direction, rule)
+    verdict, note = decide(difference, ci, p_holm, drawn.units, direction, rule)
     return Entry(
         before=old,
         after=new,
@@ -169,13 +169,13 @@ def _entry(drawn: Drawn, p_holm: float | None, rule: _Rule) -> Entry:
     )
 
 
-def _verdict(
+def decide(
     difference: float,
     ci: tuple[float, float] | None,
     p_holm: float | None,
     units: int,
     direction: Literal["higher", "lower"],
-    rule: _Rule,
+    rule: Rule,
 ) -> tuple[Verdict, str | None]:
     """The verdict and what to know about it (evaluation.md, section 7)."""
     if units < NO_VERDICT_BELOW:
@@ -191,7 +191,7 @@ def _verdict(
     return "improved", note
 
 
-def _n_needed(drawn: Drawn, rule: _Rule, difference: float) -> int | None:
+def _n_needed(drawn: Drawn, rule: Rule, difference: float) -> int | None:
     """Dialogues that would show the minimal, or else the observed, difference at Holm's strictest level."""
     assert drawn.resampled is not None
     target = rule.minimal or abs(difference)

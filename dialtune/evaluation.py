@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from dialtune.data.reading import DataSet
 from dialtune.errors import ConfigError, DataError
 from dialtune.metrics.base import EVERY, Array, Metric, chosen_references, is_empty
 from dialtune.metrics.table import METRICS
@@ -31,21 +32,8 @@ NO_TEMPLATE = "unknown"  # template_sha256 of predictions from a file
 _SHOWN = 5  # problems listed one by one
 
 
-class Rows(Protocol):
-    """What is needed of a `data.reading.DataSet`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def examples(self) -> tuple[Example, ...]: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-
 def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated by the caller, never guessed
-    dataset: Rows,
+    dataset: DataSet,
     completions: Sequence[Completion],
     metrics: Sequence[str | Metric],
     *,
@@ -156,8 +144,8 @@ def resolve_metrics(metrics: Sequence[str | Metric], reference: str, examples: S
 
 def _unknown_metric(name: str) -> str:
     close = get_close_matches(name, METRICS, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"metric '{name}': unknown{hint} Known: {', '.join(METRICS)}"
+    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    return f"metric '{name}': unknown{hint} known: {', '.join(METRICS)}"
 
 
 def _align(examples: Sequence[Example], completions: Sequence[Completion]) -> list[Completion]:

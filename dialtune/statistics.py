@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -171,6 +172,7 @@ def _central_t(t: float, df: int) -> float:
     return 2 / math.pi * (theta + inside) if odd else inside
 
 
+@cache
 def t_quantile(level: float, df: int) -> float:
     """The t for which |T| < t has probability `level`, by bisection.
 
