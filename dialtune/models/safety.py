@@ -216,7 +216,7 @@ def _problems_of_config(file: Path, trusted: bool) -> Iterator[str]:
         yield f"{file}: not readable as JSON ({type(error).__name__}: {str(error)[:80]})"
         return
     for key, place, value in _items(config):
-        reason = _problem_of_key(key, value, trusted)
+        reason = _problem_of_key(key, place, value, trusted)
         if reason:
             yield f"{file}: key '{place}' {reason}"
         elif key in ("chat_template", "template") and isinstance(value, str):
@@ -242,7 +242,7 @@ def _items(config: Any) -> Iterator[tuple[str, str, Any]]:
             todo += [(key, f"{place}.{index}".strip("."), item) for index, item in enumerate(value)]
 
 
-def _problem_of_key(key: str, value: Any, trusted: bool) -> str | None:
+def _problem_of_key(key: str, place: str, value: Any, trusted: bool) -> str | None:
     if not value:  # null, false and empty ask for nothing
         return None
     if key in _CODE_KEYS and not trusted:
@@ -252,12 +252,12 @@ def _problem_of_key(key: str, value: Any, trusted: bool) -> str | None:
         )
     if key in _FORBIDDEN_KEYS:
         return f"is not accepted from a model's files: {_FORBIDDEN_KEYS[key]}; remove it"
+    if isinstance(value, str) and "/" in value and ("_implementation" in place or "kernel" in place):
+        return f"asks for code from a hub ({value!r}); remove it"
     return _problem_of_text(key, value) if isinstance(value, str) else None
 
 
 def _problem_of_text(key: str, value: str) -> str | None:
-    if ("_implementation" in key or "kernel" in key) and "/" in value:
-        return f"asks for code from a hub ({value!r}); remove it"
     if key == "parent_library" and value.split(".")[0] not in ("transformers", "peft"):
         return f"makes peft import {value!r}; only transformers and peft are imported; remove it"
     if key == "megatron_core" and value != "megatron.core":
