@@ -1,4 +1,7 @@
-"""Fine-tune a language model for conversation and prove that it got better: the public names, loaded on first use."""
+"""Fine-tune a language model for conversation and prove that it got better: the public names, loaded on first use.
+
+Leaves (labs, report, cli) are not among them: the library works with any of them deleted.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,18 @@ if TYPE_CHECKING:
     from dialtune.evaluation import read_predictions as read_predictions
     from dialtune.evaluation import write_evaluation as write_evaluation
     from dialtune.generation import generate as generate
-    from dialtune.labs import run_demo as run_demo
     from dialtune.metrics.table import METRICS as METRICS
     from dialtune.models.base import LanguageModel as LanguageModel
     from dialtune.models.base import Sampling as Sampling
     from dialtune.models.loading import load_model as load_model
     from dialtune.models.loading import save_model as save_model
     from dialtune.prompts import build_prompts as build_prompts
-    from dialtune.report.build import build_report as build_report
     from dialtune.results import Comparison as Comparison
     from dialtune.results import Evaluation as Evaluation
     from dialtune.runs import RunFolder as RunFolder
     from dialtune.tasks import TASKS as TASKS
-    from dialtune.trainers.sft import run_sft as run_sft
     from dialtune.trainers.sft import train_sft as train_sft
+    from dialtune.trainers.sft_run import run_sft as run_sft
     from dialtune.types import Completion as Completion
     from dialtune.types import Example as Example
     from dialtune.types import Message as Message
@@ -60,7 +61,6 @@ _HOMES = {
     "Score": "types",
     "TASKS": "tasks",
     "build_prompts": "prompts",
-    "build_report": "report.build",
     "check_requirements": "comparison",
     "compare": "comparison",
     "describe": "comparison",
@@ -73,8 +73,7 @@ _HOMES = {
     "read_evaluation": "evaluation",
     "read_examples": "data.reading",
     "read_predictions": "evaluation",
-    "run_demo": "labs",
-    "run_sft": "trainers.sft",
+    "run_sft": "trainers.sft_run",
     "save_model": "models.loading",
     "train_sft": "trainers.sft",
     "write_comparison": "comparison",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from dialtune.cli.progress import counting, training
+
 if TYPE_CHECKING:
     from dialtune.data.reading import DataSet
-    from dialtune.generation import Progress
     from dialtune.models.base import LanguageModel, Sampling
     from dialtune.results import Decoding, Evaluation
     from dialtune.types import Completion, Prompt
@@ -97,9 +96,8 @@ def sft(
     seed: Annotated[int | None, _key("seed", "Of everything random.")] = None,
 ) -> None:
     """Fine-tune on dialogues and their gold texts; every key: dialtune config explain."""
-    from dialtune.trainers.sft import run_sft
-
     from dialtune.config.loading import load_config
+    from dialtune.trainers.sft_run import preview_sft, run_sft
 
     flags = {
         "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "use_peft": use_peft,
@@ -110,8 +108,12 @@ def sft(
     if recipe and config:
         raise typer.BadParameter("RECIPE and --config are the same thing; give one")
     loaded = load_config(recipe or config, overrides or (), **flags)
-    folder = run_sft(loaded, resume=resume, force=force, dry_run=dry_run, progress=sys.stderr.isatty())
-    typer.echo(f"{folder}: done. Next: dialtune report {folder}")
+    if dry_run:
+        typer.echo("\n".join(preview_sft(loaded)))
+        return
+    with training(loaded.logging_steps) as show:
+        result = run_sft(loaded, resume=resume, force=force, on_event=show)
+    typer.echo(f"{result}: done. Next: dialtune evaluate --model {result} --data FILE --out FOLDER")
 
 
 @app.command()
@@ -275,7 +277,7 @@ def _complete(
 ) -> list[Completion]:
     from dialtune.generation import generate
 
-    with _progress("generating") as progress:
+    with counting("generating") as progress:
         return generate(model, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
 
 
@@ -358,29 +360,3 @@ def _table(evaluation: Evaluation) -> str:
     e = evaluation
     counts = f"{e.n_scored:,} of {e.n_total:,} rows scored, {e.n_empty:,} empty, {e.n_truncated:,} cut at the cap"
     return "\n".join([f"{e.model.name} on {e.data.name}, reference {e.data.reference}: {counts}", *lines])
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Progress]:
-    """A bar on a terminal; otherwise one plain line for each tenth, on stderr."""
-    if not sys.stderr.isatty():
-        yield _plain_progress(label)
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
-
-
-def _plain_progress(label: str) -> Progress:
-    shown = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal shown
-        if total >= 50 and done * 10 // total > shown:
-            shown = done * 10 // total
-            typer.echo(f"{label} {done:,}/{total:,}", err=True)
-
-    return tell

@@ -20,7 +20,10 @@ MetricName = Literal[
     "novel_1grams", "novel_2grams", "novel_3grams",
 ]  # fmt: skip
 BestName = Literal["eval_loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
-CleaningStep = Literal["unicode"]
+CleaningStep = Literal[
+    "html_tags", "html_entities", "mojibake", "control_characters", "zero_width", "urls", "unicode_nfc",
+    "special_characters", "tokenised_spacing", "whitespace", "empty_turns",
+]  # fmt: skip
 LayoutName = Literal[
     "auto", "dialogsum", "document", "article", "messages", "sharegpt", "preference", "prompt_completion", "alpaca",
     "prompt", "dialogue",

@@ -1,0 +1,112 @@
+"""What a long command shows while it works: a live bar on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+OnCount = Callable[[int, int], None]  # done, total
+OnEvent = Callable[[str, Mapping[str, Any]], None]  # kind, facts; see trainers/sft.py
+
+
+def say(text: str) -> None:
+    """One line on stderr; stdout stays for results."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def counting(label: str) -> Iterator[OnCount]:
+    """Progress of something that is counted, such as generation."""
+    if sys.stderr.isatty():
+        with _bar("{task.description}", "{task.completed:,.0f}/{task.total:,.0f}") as bar:
+            row = bar.add_task(label, total=1)
+            yield lambda done, total: bar.update(row, completed=done, total=total)
+    else:
+        yield _tenths(label)
+
+
+@contextmanager
+def training(logging_steps: int) -> Iterator[OnEvent]:
+    """Loss, tokens/s and time left of a training run; a plain line every `logging_steps` updates without a terminal."""
+    if not sys.stderr.isatty():
+        yield _Lines(logging_steps)
+        return
+    with _bar("training", "{task.completed:,.0f}/{task.total:,.0f}", "{task.description}") as bar:
+        row = bar.add_task("", total=None)
+
+        def show(kind: str, facts: Mapping[str, Any]) -> None:
+            if kind == "start":
+                bar.update(row, total=facts["total_steps"], completed=facts["step"])
+            elif kind == "step":
+                bar.update(row, completed=facts["step"], description=_numbers(facts))
+            if kind == "note" or any(name.startswith("eval_") for name in facts):
+                bar.console.print(facts.get("text") or _step_line(facts), markup=False, highlight=False)
+
+        yield show
+
+
+class _Lines:
+    """Plain lines for logs: each note and evaluation, and every so many updates."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.total, self.first, self.began = every, 0, 0, time.perf_counter()
+
+    def __call__(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if kind == "start":
+            self.total, self.first, self.began = facts["total_steps"], facts["step"], time.perf_counter()
+        elif kind == "note":
+            say(str(facts["text"]))
+        elif kind == "step":
+            step = facts["step"]
+            evaluated = any(name.startswith("eval_") for name in facts)
+            if evaluated or step % self.every == 0 or step in (self.first + 1, self.total):
+                left = (time.perf_counter() - self.began) / (step - self.first) * (self.total - step)
+                say(f"{_step_line(facts, self.total)}, {_clock(left)} left")
+
+
+def _step_line(facts: Mapping[str, Any], total: int | None = None) -> str:
+    of = f"/{total:,}" if total else ""
+    return f"update {facts['step']:,}{of}: {_numbers(facts)}"
+
+
+def _numbers(facts: Mapping[str, Any]) -> str:
+    loss = "skipped" if facts.get("loss") is None else f"loss {facts['loss']:.3f}"
+    scores = [f"{name} {value:.3f}" for name, value in facts.items() if name.startswith("eval_") and value is not None]
+    return ", ".join([loss, *scores, f"{facts['tokens_per_s']:,.0f} tokens/s"])
+
+
+def _clock(seconds: float) -> str:
+    """Time in words.
+
+    >>> _clock(75), _clock(3700)
+    ('1:15', '1:01:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _tenths(label: str) -> OnCount:
+    shown = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        if total >= 50 and done * 10 // total > shown:
+            shown = done * 10 // total
+            say(f"{label} {done:,}/{total:,}")
+
+    return tell
+
+
+def _bar(*texts: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    first, *rest = texts
+    columns = [TextColumn(first), BarColumn(), *(TextColumn(text) for text in rest), TimeRemainingColumn()]
+    return Progress(*columns, console=Console(stderr=True), transient=True)

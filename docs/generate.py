@@ -1,0 +1,139 @@
+"""Writes the pages that are made from the source: config.md, cli.md, errors.md, metrics.md; `--check` only compares."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["COLUMNS"] = "100"  # help pages must not depend on the terminal; read when the command line is imported
+
+import typer
+
+from dialtune import errors
+from dialtune.cli.app import app, run_command
+from dialtune.config.loading import ALIASES, ELSEWHERE
+from dialtune.config.schema import RunConfig, allowed, explain, section_of, walk
+from dialtune.metrics.table import METRICS
+
+FOLDER = Path(__file__).resolve().parent
+NOTE = "<!-- made by docs/generate.py; change the source, then run it again -->\n"
+
+
+def config_page() -> str:
+    """Every key of a recipe, by section, then the spellings of other tools."""
+    parts = [
+        "# Recipe keys",
+        NOTE,
+        "A recipe is YAML; `null` means none. `dialtune init` writes one, `dialtune config show RECIPE` prints it "
+        "resolved, and `--set a.b=value` or a flag such as `--learning_rate` goes over it. Unknown keys are errors.",
+        "## Top level",
+        _table("", str(inspect.getdoc(RunConfig))),
+    ]
+    for key, field in walk():
+        section = section_of(field)
+        if section is not None:
+            parts += [f"## {key}", f"{inspect.getdoc(section)} ({allowed(field)})", _table(f"{key}.")]
+    parts += ["## Spellings of other tools that are accepted", "| spelling | key |\n|---|---|"]
+    extra = {
+        "use_peft": "lora: {} if true",
+        "dataset_train_split": "data.train, with dataset_name",
+        "dataset_test_split": "data.test, with dataset_name",
+        "datasets": "data.train, one entry with a path",
+    }
+    parts[-1] += "".join(f"\n| `{name}` | `{key}` |" for name, key in sorted((ALIASES | extra).items()))
+    parts += ["## Keys of other tools that are refused", "| key | what to do |\n|---|---|"]
+    parts[-1] += "".join(f"\n| `{name}` | {hint} |" for name, hint in sorted(ELSEWHERE.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(prefix: str, before: str = "") -> str:
+    rows = [before + "\n" if before else "", "| key | allowed | default | what it does |", "|---|---|---|---|"]
+    for key, words, default, text in explain(prefix.removesuffix(".")):
+        own = key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        if own and key != prefix.removesuffix("."):
+            rows.append(f"| `{key}` | {words} | {default} | {text} |")
+    return "\n".join(row for row in rows if row)
+
+
+def cli_page() -> str:
+    """The help page of every command."""
+    parts = ["# Commands", NOTE]
+    for path in command_paths(typer.main.get_command(app)):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            run_command([*path, "--help"])
+        parts.append(f"## {' '.join(('dialtune', *path))}\n\n```\n{text.getvalue().strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def command_paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words that lead to every command and group, the root first."""
+    yield path
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        yield from command_paths(command.commands[name], (*path, name))
+
+
+def errors_page() -> str:
+    """The tree of errors and the exit codes."""
+    rows = [
+        "| code | meaning |", "|---|---|", "| 0 | done |", "| 1 | failure: one of our errors, or a bug |",
+        "| 2 | usage, recipe or model cannot be used; nothing was run |", "| 3 | data rejected |",
+        "| 4 | a gate was not met |", "| 130, 143 | stopped by Ctrl-C or SIGTERM, after a saved checkpoint |",
+    ]  # fmt: skip
+    found = [
+        f"| `{name}` | {getattr(kind, 'exit_code', '130 or 143')} | {(inspect.getdoc(kind) or '').splitlines()[0]} |"
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, errors.DialtuneError)
+    ]
+    table = "\n".join(["| error | exit code | when |", "|---|---|---|", *found])
+    tree = f"```\n{inspect.getdoc(errors)}\n```"
+    debug = "A traceback of an unexpected error is shown with `DIALTUNE_DEBUG=1`."
+    return "\n\n".join(["# Errors and exit codes", NOTE, "\n".join(rows), debug, table, tree]) + "\n"
+
+
+def metrics_page() -> str:
+    """Every metric: which way is better, and its signature with one reference."""
+    rows = ["| metric | better | signature with one reference |", "|---|---|---|"]
+    for name, metric in METRICS.items():
+        rows.append(
+            f"| `{name}` | {metric.direction or 'descriptive'} | `{metric.signature((1, 1))}` |".replace("|", "\\|")
+        )
+    rows[2:] = [_cells(row) for row in rows[2:]]
+    return "\n\n".join(["# Metrics", NOTE, "\n".join(rows)]) + "\n"
+
+
+def _cells(row: str) -> str:
+    """Only the bars inside the signature stay escaped."""
+    head, tick, signature = row.rpartition("`")[0].rpartition("`")
+    return head.replace("\\|", "|") + tick + signature + "` |"
+
+
+PAGES = {"config.md": config_page, "cli.md": cli_page, "errors.md": errors_page, "metrics.md": metrics_page}
+
+
+def main() -> int:
+    """0 if every page is fresh (or was written), 1 if `--check` found a stale one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
+    check = parser.parse_args().check
+    stale = []
+    for name, make in PAGES.items():
+        file, text = FOLDER / name, make()
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not check:
+                file.write_text(text, encoding="utf-8")
+    if stale:
+        sys.stdout.write(f"{'stale' if check else 'written'}: {', '.join(stale)}\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
