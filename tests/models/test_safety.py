@@ -181,7 +181,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "windows path": (_json(TOKEN, vocab_file="C:\\secret"), r"'vocab_file' names a path"),
     "address as file": (_json(TOKEN, vocab_file="https://evil/v"), r"'vocab_file' names a path"),
     "config elsewhere": (_json(MODEL, configuration_files=["config.4.json", "../c.json"]), r"'configuration_files\.1'"),
-    "shard above": (_json(INDEX, weight_map={"w": "../m.safetensors"}), r"'weight_map' names '\.\./m"),
+    "shard above": (
+        _both(_text("../m.safetensors", ""), _json(INDEX, weight_map={"w": "../m.safetensors"})),
+        r"'weight_map' names '\.\./m",
+    ),
     "shard that is a pickle": (
         _both(_pickle("evil.txt"), _json(INDEX, weight_map={"w": "evil.txt"})),
         r"'weight_map' names 'evil\.txt'; only safetensors",
