@@ -80,7 +80,7 @@ def check_sampling(sampling: Sampling, batch_size: int = 1) -> None:
         ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "in (0, 1]"),
         ("top_k", sampling.top_k, sampling.top_k >= 0, ">= 0 (0 is off)"),
         ("num_beams", sampling.num_beams, sampling.num_beams >= 1, ">= 1"),
-        ("temperature", sampling.temperature, sampling.num_beams == 1 or sampling.temperature == 0, "0 with num_beams > 1"),
+        ("temperature", sampling.temperature, sampling.num_beams == 1 or sampling.temperature == 0, "0 with beams"),
     )
     problems = [f"generation.{name}: got {value}; allowed: {allowed}" for name, value, ok, allowed in rules if not ok]
     if problems:

@@ -101,12 +101,24 @@ class LanguageModel(Protocol):
         """The longest query the architecture takes, or None when it has no limit."""
         ...
 
+    def query_ids(self, messages: Sequence[Message]) -> list[int]:
+        """A prompt's ids, template and all; text that looks like a control token is broken up first."""
+        ...
+
+    def response_ids(self, target: str) -> list[int]:
+        """A target's ids as the model would have to sample them, stop token at the end."""
+        ...
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Query tokens that these messages cost."""
         ...
 
     def encode(self, prompts: Sequence[Prompt]) -> Query:
         """(P,Q)."""
+        ...
+
+    def batch(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TrainingBatch:
+        """Ids to padded tensors, one response per query."""
         ...
 
     def training_batch(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> TrainingBatch:
@@ -162,7 +174,7 @@ def token_logprobs(
         (M,) fp32, <= 0.
     """
     parts = []
-    for chunk, wanted in zip(states.split(HEAD_CHUNK), ids.split(HEAD_CHUNK), strict=True):
+    for chunk, wanted in zip(torch.split(states, HEAD_CHUNK), torch.split(ids, HEAD_CHUNK), strict=True):
         logits = head(chunk).float()
         if forbidden is not None:
             logits = logits.masked_fill(forbidden, -torch.inf)

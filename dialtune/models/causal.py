@@ -18,8 +18,9 @@ from dialtune.models.base import (
     mask_after_stop,
     pad_left,
     pad_right,
+    scatter_rows,
+    token_logprobs,
 )
-from dialtune.models.base import scatter_rows, token_logprobs
 from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, row_uniforms
 from dialtune.models.text import choose_pad, neutralise, plain_text, special_strings, stop_ids_of
 from dialtune.results import ModelInfo
@@ -37,7 +38,7 @@ class CausalLM:
 
     peft_task = "CAUSAL_LM"
 
-    def __init__(self, module: nn.Module, tokenizer: Any, info: ModelInfo, *, shared_prompt: bool = True) -> None:
+    def __init__(self, module: Any, tokenizer: Any, info: ModelInfo, *, shared_prompt: bool = True) -> None:
         self._module, self.tokenizer, self._info = module, tokenizer, info
         self.name, self.shared_prompt = info.name, shared_prompt
         self.core: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # adapters inside
@@ -53,7 +54,7 @@ class CausalLM:
 
     @property
     def module(self) -> nn.Module:
-        return self._module
+        return self._module  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -65,14 +66,18 @@ class CausalLM:
         return None if limit is None else int(limit)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self._query_ids(messages))
+        return len(self.query_ids(messages))
 
     def encode(self, prompts: Sequence[Prompt]) -> Query:
-        return Query(*pad_left([self._query_ids(prompt.messages) for prompt in prompts], self.pad_id, self.device))
+        return Query(*pad_left([self.query_ids(prompt.messages) for prompt in prompts], self.pad_id, self.device))
+
+    def batch(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TrainingBatch:
+        query = Query(*pad_left(queries, self.pad_id, self.device))
+        return TrainingBatch(query, *pad_right(responses, self.pad_id, self.device))
 
     def training_batch(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> TrainingBatch:
-        responses = [self.response_ids(target) for _, target in zip(prompts, targets, strict=True)]
-        return TrainingBatch(self.encode(prompts), *pad_right(responses, self.pad_id, self.device))
+        queries = [self.query_ids(prompt.messages) for prompt in prompts]
+        return self.batch(queries, [self.response_ids(target) for _, target in zip(prompts, targets, strict=True)])
 
     def response_ids(self, target: str) -> list[int]:
         """A target's tokens and the token that ends the assistant's turn."""
@@ -154,12 +159,12 @@ class CausalLM:
         )
 
     def save(self, folder: Path) -> None:
-        self._module.save_pretrained(folder)  # type: ignore[operator]
+        self._module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
     def probe_logits(self) -> tuple[Tensor, Tensor]:
-        """(4,V) logits of four tokens by the whole model, and by the states-then-head path that this class scores with."""
+        """(4,V) logits of four tokens: by the whole model, and by the states-then-head path that scores."""
         ids = torch.arange(4, device=self.device)[None]
         ours = self.core.get_output_embeddings()(self.core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         return self.core(input_ids=ids, use_cache=False).logits[0], ours[0]
@@ -168,7 +173,7 @@ class CausalLM:
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
         return text
 
-    def _query_ids(self, messages: Sequence[Message]) -> list[int]:
+    def query_ids(self, messages: Sequence[Message]) -> list[int]:
         safe = [Message(m.role, neutralise(m.content, self._specials)) for m in messages]
         if not self.tokenizer.chat_template:
             plain: list[int] = self.tokenizer(plain_text(safe))["input_ids"]

@@ -65,7 +65,7 @@ def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     return ids, logprobs.gather(-1, ids[:, None])[:, 0]
 
 
-def decode_loop(
+def decode_loop(  # noqa: PLR0913  everything a step needs is stated by the model
     logits: Tensor,
     step: Step,
     keep: Keep,
@@ -133,7 +133,7 @@ def beam_search(module: Any, inputs: dict[str, Tensor], sampling: Sampling, **sp
     """
     from transformers import GenerationConfig
 
-    settings = GenerationConfig(
+    settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=sampling.max_new_tokens,
         num_beams=sampling.num_beams,
         length_penalty=sampling.length_penalty,
@@ -143,7 +143,7 @@ def beam_search(module: Any, inputs: dict[str, Tensor], sampling: Sampling, **sp
     )
     stored, module.generation_config = module.generation_config, settings
     try:
-        ids = module.generate(**inputs, generation_config=settings)
+        ids: Tensor = module.generate(**inputs, generation_config=settings)
     finally:
         module.generation_config = stored
     skip = 1 if "decoder_start_token_id" in special else inputs["input_ids"].shape[1]

@@ -9,25 +9,24 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from dialtune.checkpoints import newest_checkpoint
 from dialtune.errors import ModelError, ModelNotFoundError, UnsafeModelError
 from dialtune.models.base import LanguageModel
 from dialtune.models.causal import CausalLM
 from dialtune.models.packaged import PACKAGED, packaged_folder, quiet_transformers, sha256_of
-try:
-    from dialtune.models.safety import check_model_folder
-except ImportError:
-    def check_model_folder(*a, **k): ...
-
+from dialtune.models.safety import check_model_folder
 from dialtune.models.seq2seq import Seq2SeqLM
 from dialtune.results import ModelInfo
+from dialtune.runs import RunFolder, write_text_atomic
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-_BASE_NOTE = "dialtune.json"  # beside an adapter: the packaged name of its base, so that it loads on other machines
+NOTES = "dialtune.json"  # beside saved weights: packaged name of the base, task, template, prompt budget
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -69,11 +68,16 @@ def load_model(
 
 
 def resolve_folder(name: str, revision: str | None = None) -> Path:
-    """The local folder behind a name; a hub name is downloaded (safetensors, JSON and tokenizer files only)."""
+    """The local folder behind a name.
+
+    A run folder stands for the checkpoint that is its result; a hub name is downloaded (safetensors, JSON and
+    tokenizer files only).
+    """
     if name in PACKAGED:
         return packaged_folder(name)
     path = Path(name)
     if path.is_dir():
+        path = _result_of_run(path)
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError(
                 f"{name}: the folder holds no config.json and no adapter_config.json; it is not a saved model"
@@ -105,7 +109,7 @@ def choose_device(device: str) -> torch.device:
 def bf16_is_faster(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: any recent GPU, or a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -121,15 +125,51 @@ def choose_dtype(dtype: DType, model_type: str, device: torch.device) -> torch.d
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
 
 
-def save_model(model: LanguageModel, folder: Path) -> None:
-    """`model.save`, and beside an adapter on a packaged base a note that names the base on any machine."""
-    model.save(folder)
+def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """`model.save`, and beside it what other programs have no field for: dialtune.json.
+
+    Args:
+        model: any family.
+        folder: exists.
+        notes: how the model was trained to be asked (task, template, max_prompt_length), read back by `read_notes`.
+    """
+    with quiet_transformers():
+        model.save(folder)
+    known = dict(notes or {})
     base = model.info.name
     if (folder / "adapter_config.json").is_file() and base in PACKAGED:
-        (folder / _BASE_NOTE).write_text(json.dumps({"base": base}) + "\n", encoding="utf-8")
+        known["base"] = base  # adapter_config.json names a folder of this machine
+    if known:
+        write_text_atomic(folder / NOTES, json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
-def _open(
+def read_notes(name: str) -> dict[str, Any]:
+    """What dialtune.json says beside a local model; empty for every other model."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {}
+    path = _result_of_run(folder) / NOTES
+    if not path.is_file():
+        return {}
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({error}); delete it or restore the checkpoint") from error
+    return notes if isinstance(notes, dict) else {}
+
+
+def _result_of_run(folder: Path) -> Path:
+    """The checkpoint that a run folder's newest checkpoint names as the result; any other folder as it is."""
+    checkpoints = RunFolder(folder).checkpoints()
+    if not checkpoints or (folder / "config.json").is_file():
+        return folder
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    chosen = RunFolder(folder).checkpoint(newest.document("train_state")["result_step"])
+    return chosen if chosen.is_dir() else newest.path
+
+
+def _open(  # noqa: PLR0913  internal, one caller
     name: str, folder: Path, config: Any, dtype: torch.dtype, device: torch.device, revision: str | None, remote: bool
 ) -> CausalLM | Seq2SeqLM:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -144,7 +184,7 @@ def _open(
     except (ValueError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{name}: {type(config).__name__} cannot be opened as a language model: {reason}") from error
-    module = module.to(device).eval()
+    module = module.to(device).eval()  # type: ignore[arg-type]
     info = ModelInfo(
         name=name,
         revision=revision,
@@ -161,10 +201,7 @@ def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: 
     from peft import PeftModel
 
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    note = folder / _BASE_NOTE
-    base_name = (
-        json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else settings["base_model_name_or_path"]
-    )
+    base_name = read_notes(str(folder)).get("base") or settings["base_model_name_or_path"]
     target = choose_dtype(dtype, "", choose_device(device))
     base = load_model(base_name, dtype="float32" if merge else dtype, device=device, merge_adapter=True)
     adapted: Any = PeftModel.from_pretrained(base.core, folder, is_trainable=not merge)
@@ -200,7 +237,8 @@ def _check_head(model: CausalLM | Seq2SeqLM) -> None:
     whole, ours = model.probe_logits()
     if not torch.allclose(whole, ours, atol=1e-3 if whole.dtype == torch.float32 else 0.25, rtol=0.02):
         raise ModelError(
-            f"{model.name}: this architecture changes its logits after the head (largest gap {(whole - ours).abs().max():.3g}); "
+            f"{model.name}: this architecture changes its logits after the head "
+            f"(largest gap {(whole - ours).abs().max():.3g}); "
             "dialtune would score other probabilities than it samples, so it refuses it"
         )
 
@@ -223,4 +261,7 @@ def _not_found(name: str, where: str) -> str:
 
     close = difflib.get_close_matches(name, PACKAGED, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; packaged: {', '.join(PACKAGED)}"
-    return f"{name}: no such model: {where}{hint}\n  Give a packaged name, a folder with config.json and model.safetensors, or a hub name like google/flan-t5-base."
+    return (
+        f"{name}: no such model: {where}{hint}\n"
+        "  Give a packaged name, a folder with config.json and model.safetensors, or a hub name (google/flan-t5-base)."
+    )

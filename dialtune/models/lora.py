@@ -10,6 +10,7 @@ from torch import nn
 
 from dialtune.errors import ModelError
 from dialtune.models.causal import CausalLM
+from dialtune.models.packaged import quiet_transformers
 from dialtune.models.seq2seq import Seq2SeqLM
 
 
@@ -34,7 +35,8 @@ def attach_lora(
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=model.peft_task)  # type: ignore[arg-type]
     try:
-        wrapped: Any = get_peft_model(model.core, config)
+        with quiet_transformers():
+            wrapped: Any = get_peft_model(model.core, config)
     except ValueError as error:
         linear = sorted(
             {name.rpartition(".")[2] for name, part in model.core.named_modules() if isinstance(part, nn.Linear)}

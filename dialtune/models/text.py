@@ -35,12 +35,12 @@ def neutralise(text: str, specials: Sequence[str]) -> str:
 
 
 def plain_text(messages: Sequence[Message]) -> str:
-    """Messages for a model without a chat template: one user message as it is, a longer exchange with role names.
+    r"""Messages for a model without a chat template: one user message as it is, a longer exchange with role names.
 
     >>> plain_text([Message("user", "Hello")])
     'Hello'
     >>> plain_text([Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Bye")])
-    'User: Hi\\nAssistant: Yes?\\nUser: Bye\\nAssistant:'
+    'User: Hi\nAssistant: Yes?\nUser: Bye\nAssistant:'
     """
     system = [message.content for message in messages if message.role == "system"]
     rest = [message for message in messages if message.role != "system"]
@@ -71,7 +71,7 @@ def choose_pad(tokenizer: Any, stop_ids: Sequence[int]) -> int:
             f"pad and stop token share id {pad_id} and the tokenizer has no reserved token to spare: "
             "a model padded this way forgets how to stop. Add a pad token to the tokenizer and resize the embeddings."
         )
-    chosen = min(spare)[2]
+    chosen: int = min(spare)[2]
     tokenizer.pad_token = tokenizer.added_tokens_decoder[chosen].content
     return chosen
 

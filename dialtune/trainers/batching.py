@@ -1,0 +1,68 @@
+"""Which rows meet in a batch: a pure function of lengths, seed and epoch, so a position in it is all a resume needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dialtune.models.base import LanguageModel
+from dialtune.seeds import seed_for
+from dialtune.types import Prompt
+
+# Rows are sorted by length inside pools of this many batches: nearly the padding of a full sort, still a new mixture
+# each epoch.
+POOL = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One training row as ids; `cut` tokens of its target were over the cap (and then it has no stop token)."""
+
+    example_id: str
+    query: tuple[int, ...]
+    response: tuple[int, ...]
+    cut: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens in all: what a forward pass costs."""
+        return len(self.query) + len(self.response)
+
+
+def tokenize_rows(
+    model: LanguageModel, prompts: Sequence[Prompt], targets: Sequence[str], *, max_response: int
+) -> list[TokenRow]:
+    """Each prompt and its target as ids, tokenised once for all epochs."""
+    rows = []
+    for prompt, target in zip(prompts, targets, strict=True):
+        response = model.response_ids(target)
+        over = max(0, len(response) - max_response)
+        query = model.query_ids(prompt.messages)
+        rows.append(TokenRow(prompt.example_id, tuple(query), tuple(response[:max_response]), over))
+    return rows
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, group_by_length: bool
+) -> list[list[int]]:
+    """The epoch's batches of row numbers: every row once, the longest first so that a lack of memory shows at once.
+
+    >>> epoch_batches([5, 1, 5, 1], 2, seed=0, epoch=0, group_by_length=True)
+    [[0, 2], [1, 3]]
+    """
+    generator = random.Random(seed_for(seed, "shuffle", epoch))
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    if not group_by_length:
+        return _cut(order, batch_size)
+    batches: list[list[int]] = []
+    for pool in _cut(order, POOL * batch_size):
+        batches += _cut(sorted(pool, key=lambda row: (-lengths[row], row)), batch_size)
+    generator.shuffle(batches)
+    longest = max(range(len(batches)), key=lambda i: (max(lengths[row] for row in batches[i]), -i), default=0)
+    return batches[longest : longest + 1] + batches[:longest] + batches[longest + 1 :]
+
+
+def _cut(items: Sequence[int], size: int) -> list[list[int]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]

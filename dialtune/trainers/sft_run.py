@@ -1,0 +1,319 @@
+"""A recipe → a run folder: read, open, tokenise, train, record. What `dialtune sft` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dialtune.checkpoints import Checkpoint, newest_checkpoint, open_checkpoint
+from dialtune.config.loading import load_config, to_yaml
+from dialtune.config.schema import RunConfig
+from dialtune.data.cleaning import clean_examples
+from dialtune.data.reading import DataSet, read_examples
+from dialtune.environment import environment
+from dialtune.errors import ConfigError, DataError
+from dialtune.generation import generate
+from dialtune.metrics.base import chosen_references
+from dialtune.metrics.table import METRICS
+from dialtune.models.base import LanguageModel, Sampling
+from dialtune.models.causal import CausalLM
+from dialtune.models.loading import bf16_is_faster, choose_device, load_model
+from dialtune.models.lora import attach_lora, count_parameters
+from dialtune.models.seq2seq import Seq2SeqLM
+from dialtune.prompts import build_prompts
+from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
+from dialtune.seeds import seed_for
+from dialtune.tasks import Task, find_task
+from dialtune.trainers.batching import TokenRow, tokenize_rows
+from dialtune.trainers.sft import Evaluate, OnEvent, Plan, ignore_events, mean_loss, train_sft
+from dialtune.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that stands before the first update."""
+
+    config: RunConfig
+    task: Task
+    model: CausalLM | Seq2SeqLM
+    train: DataSet
+    validation: DataSet | None
+    rows: list[TokenRow]
+    validation_rows: list[TokenRow]
+    dropped_turns: int
+    fingerprint: str
+
+
+def run_sft(
+    config: RunConfig,
+    *,
+    resume: str | None = None,
+    force: bool = False,
+    on_event: OnEvent = ignore_events,
+) -> Path:
+    """Train by a recipe and return the checkpoint that is the result.
+
+    Args:
+        config: a loaded recipe.
+        resume: None for a new run; `newest` for the newest checkpoint that verifies (or a new run if there is none);
+            else the path of a checkpoint of this run.
+        force: go on although the recipe or the data changed since the checkpoint.
+        on_event: told about the start, each update, each save and notes.
+    Raises:
+        ConfigError: the folder holds a run already, or a resume under another recipe.
+        DataError, ModelError, CheckpointError, TrainingError, InterruptedRunError: see the modules that raise them.
+    """
+    config = with_compute_dtype(config.resolve())
+    run = RunFolder(config.output_dir)
+    with run.lock():
+        start = _start_of(run, resume)
+        prepared = prepare(config, weights=None if start is None else start.path)
+        if start is not None:
+            _check_same_run(start, prepared, run, force)
+        elif run.metrics.exists():
+            run.metrics.unlink()  # rows of a run that was killed before its first checkpoint
+        write_text_atomic(run.config, to_yaml(config))
+        record_start(run, _facts(prepared), resumed_from=None if start is None else start.step)
+        on_event("note", {"text": _summary(prepared)})
+        try:
+            state = train_sft(
+                prepared.model,
+                prepared.rows,
+                config,
+                run,
+                evaluate=_evaluator(prepared),
+                start=start,
+                fingerprint=prepared.fingerprint,
+                notes={
+                    "task": config.task,
+                    "template": prepared.task.template,
+                    "max_prompt_length": config.max_prompt_length,
+                },
+                on_event=on_event,
+            )
+        except BaseException as error:
+            record_end(run, f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        result = run.checkpoint(state.result_step(config))
+        record_end(run, "done", notes=[f"result: {result.name}"])
+        return result
+
+
+def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
+    """Read the data, open the model (from `weights` when resuming), build and tokenise the rows."""
+    task = find_task(config.task)
+    train = _read(config, config.data.train, config.data.max_train_rows)
+    validation = None
+    if config.data.validation is not None:
+        validation = _read(config, config.data.validation, config.data.max_validation_rows)
+    model = open_for_training(config, weights)
+    rows, dropped = _tokenize(config, task, model, train)
+    validation_rows = [] if validation is None else _tokenize(config, task, model, validation)[0]
+    fingerprint = ":".join(
+        [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
+    )
+    return Prepared(config, task, model, train, validation, rows, validation_rows, dropped, fingerprint)
+
+
+def with_compute_dtype(config: RunConfig) -> RunConfig:
+    """The recipe with `bf16: auto` decided for this machine, so that config.yaml says what was computed."""
+    if config.bf16 != "auto":
+        return config
+    return config.model_copy(update={"bf16": not config.fp16 and bf16_is_faster(choose_device("auto"))})
+
+
+def open_for_training(config: RunConfig, weights: Path | None = None) -> CausalLM | Seq2SeqLM:
+    """The recipe's model with its trainable parts in fp32 (an adapter, or everything) and frozen weights in bf16."""
+    half: Literal["bfloat16", "float32"] = "bfloat16" if config.bf16 is True else "float32"
+    model = load_model(
+        config.model if weights is None else str(weights),
+        dtype=half if config.lora else "float32",
+        revision=config.model_revision if weights is None else None,
+        trust_remote_code=config.trust_remote_code if weights is None else False,
+        merge_adapter=weights is None,
+    )
+    if config.lora and weights is None:
+        model = attach_lora(
+            model,
+            r=config.lora.r,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+            seed=seed_for(config.seed, "lora"),
+        )
+    if config.gradient_checkpointing:
+        model.core.gradient_checkpointing_enable({"use_reentrant": False})
+        model.core.enable_input_require_grads()
+    return model
+
+
+def preview_sft(config: RunConfig) -> list[str]:
+    """What a run would do, without doing it: the recipe, sizes, and two examples with their loss mask."""
+    config = with_compute_dtype(config.resolve())
+    prepared = prepare(config)
+    lines = [to_yaml(config).rstrip(), "", _summary(prepared)]
+    lengths = sorted(row.length for row in prepared.rows)
+    targets = sum(len(row.response) for row in prepared.rows)
+    trainable, _ = count_parameters(prepared.model.module)
+    # AdamW keeps two fp32 numbers per trained weight and one gradient; activations come on top.
+    fixed = sum(p.numel() * p.element_size() for p in prepared.model.module.parameters()) + 12 * trainable
+    lines += [
+        f"tokens: {sum(lengths):,} in all, {targets:,} of them learned; per row median {lengths[len(lengths) // 2]}, "
+        f"longest {lengths[-1]}",
+        f"memory: about {fixed / 1e9:.2f} GB for weights, gradients and optimizer, plus activations",
+    ]
+    for row in prepared.rows[:2]:
+        lines += ["", f"example {row.example_id}: learned tokens in [brackets]", _marked(prepared.model, row)]
+    return lines
+
+
+def _marked(model: LanguageModel, row: TokenRow) -> str:
+    learned = "".join(f"[{piece}]" for piece in model.tokens(row.response))
+    return "".join(model.tokens(row.query)) + " " + learned
+
+
+def _read(config: RunConfig, source: str, limit: int | None) -> DataSet:
+    data = config.data
+    found = read_examples(
+        source,
+        layout=data.layout,
+        limit=limit,
+        on_bad_rows=data.on_bad_rows,
+        max_bad_fraction=data.max_bad_fraction,
+        columns=data.columns or None,
+    )
+    if not data.clean:
+        return found
+    return replace(found, examples=clean_examples(found.examples, data.clean).examples)
+
+
+def _tokenize(config: RunConfig, task: Task, model: LanguageModel, data: DataSet) -> tuple[list[TokenRow], int]:
+    usable = [(example, text) for example in data.examples if (text := _target(example, config.data.reference))]
+    if not usable:
+        raise DataError(
+            f"{data.name}: none of {len(data.examples)} rows has a reference {config.data.reference!r} to learn from; "
+            "name the column with data.reference or data.columns"
+        )
+    budget = config.max_prompt_length
+    limits = [limit for limit in (budget, model.max_prompt_tokens) if limit is not None]
+    prompts = build_prompts(
+        [example for example, _ in usable],
+        task,
+        max_prompt_tokens=min(limits) if limits else None,
+        count_tokens=model.count_tokens,
+    )
+    rows = tokenize_rows(model, prompts, [text for _, text in usable], max_response=config.max_completion_length)
+    return rows, sum(prompt.dropped_turns for prompt in prompts)
+
+
+def _target(example: Example, reference: str) -> str:
+    return next(iter(chosen_references(example, reference)), "").strip()
+
+
+def _evaluator(prepared: Prepared) -> Evaluate | None:
+    """Validation scores for the loop: the loss on all rows, and generated metrics where the recipe asks for them."""
+    data, config = prepared.validation, prepared.config
+    if data is None:
+        return None
+    names: list[str] = list(config.evaluation.metrics or ())
+    if config.metric_for_best_model != "eval_loss" and config.metric_for_best_model not in names:
+        names.append(config.metric_for_best_model)
+
+    def evaluate(model: LanguageModel) -> Mapping[str, float]:
+        scores = {"eval_loss": mean_loss(model, prepared.validation_rows, config)}
+        return scores | (_generated_scores(model, prepared, data, names) if names else {})
+
+    return evaluate
+
+
+def _generated_scores(model: LanguageModel, prepared: Prepared, data: DataSet, names: list[str]) -> dict[str, float]:
+    config, task = prepared.config, prepared.task
+    examples = data.examples[: config.evaluation.max_rows]
+    decoding = config.generation
+    sampling = Sampling(
+        max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,
+        temperature=decoding.temperature if decoding.do_sample else 0.0,
+        top_p=decoding.top_p,
+        top_k=decoding.top_k,
+        num_beams=decoding.num_beams,
+        length_penalty=decoding.length_penalty,
+    )
+    prompts = build_prompts(examples, task, max_prompt_tokens=config.max_prompt_length, count_tokens=model.count_tokens)
+    completions = generate(model, prompts, sampling, batch_size=decoding.batch_size, seed=config.seed)
+    texts = [completion.text for completion in completions]
+    reference = config.evaluation.reference
+    choice = ("mean" if data.references[1] > 1 else "first") if reference == "auto" else reference
+    scores = {}
+    for name in names:
+        metric = METRICS[name].with_reference(choice)
+        scores[f"eval_{name}"] = float(metric.aggregate(metric.segments(texts, examples)))
+    return scores
+
+
+def _start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
+    if resume is None:
+        if run.checkpoints():
+            raise ConfigError(
+                f"output_dir: {run.path} already holds checkpoint-{max(run.checkpoints())}; "
+                "go on with --resume, or choose another output_dir"
+            )
+        return None
+    return newest_checkpoint(run.path) if resume == "newest" else open_checkpoint(Path(resume))
+
+
+def _check_same_run(start: Checkpoint, prepared: Prepared, run: RunFolder, force: bool) -> None:
+    if start.fingerprint == prepared.fingerprint or force:
+        return
+    changed = _changed_keys(run, prepared.config) if run.config.exists() else []
+    what = f"changed keys: {', '.join(changed)}" if changed else "the data changed"
+    raise ConfigError(
+        f"{start.path}: saved under another recipe or other data; {what}. "
+        "Undo the change, start in another output_dir, or go on all the same with --force"
+    )
+
+
+def _changed_keys(run: RunFolder, config: RunConfig) -> list[str]:
+    old, new = load_config(run.config).model_dump(mode="json"), config.model_dump(mode="json")
+    return [key for key in new if new[key] != old.get(key) and key != "output_dir"]
+
+
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    sets = {"train": prepared.train, "validation": prepared.validation}
+    trainable, total = count_parameters(prepared.model.module)
+    return environment() | {
+        "task": prepared.config.task,
+        "seed": prepared.config.seed,
+        "model": prepared.model.info.model_dump(),
+        "parameters": {"trainable": trainable, "total": total},
+        "data": {
+            name: {
+                "name": found.name,
+                "rows": len(found.examples),
+                "fingerprint": found.fingerprint,
+                "counts": found.counts,
+            }
+            for name, found in sets.items()
+            if found is not None
+        },
+        "dropped_turns": prepared.dropped_turns,
+        "cut_targets": sum(1 for row in prepared.rows if row.cut),
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def _summary(prepared: Prepared) -> str:
+    trainable, total = count_parameters(prepared.model.module)
+    config = prepared.config
+    precision = "bf16 products" if config.bf16 is True else "fp16 products" if config.fp16 else "fp32"
+    plan = Plan(tuple(row.length for row in prepared.rows), config)
+    cut = sum(1 for row in prepared.rows if row.cut)
+    parts = [
+        f"{prepared.model.name}: {total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M trained, {precision}, "
+        f"on {prepared.model.device}",
+        f"{len(prepared.rows):,} rows ({prepared.train.layout})",
+        f"{plan.total_steps:,} updates, {plan.steps_per_epoch:,} per epoch",
+    ]
+    parts += [f"{prepared.dropped_turns} turns dropped to fit"] if prepared.dropped_turns else []
+    return "; ".join(parts + ([f"{cut} targets cut"] if cut else []))
