@@ -80,13 +80,16 @@ def refuse_unlike(
     else:
         differing += template
     if differing or (decoding and not allow_decoding_change):
-        hint = "" if differing else "; --allow-decoding-change compares them all the same and says so"
-        raise NotComparableError(_refusal(differing + decoding, hint))
+        raise NotComparableError(_refusal(differing + decoding, allowable=not differing))
     return tuple(decoding)
 
 
-def _refusal(differing: Sequence[str], hint: str = "; evaluate both in the same way") -> str:
-    return f"not comparable: {'; '.join(differing)}\n  A difference could come from these alone{hint}"
+def _refusal(differing: Sequence[str], *, allowable: bool = False) -> str:
+    way_out = "or say --allow-decoding-change, which is written into the result" if allowable else "and compare again"
+    return (
+        f"not comparable: {'; '.join(differing)}\n"
+        f"  A difference could come from these alone; evaluate both in the same way, {way_out}"
+    )
 
 
 def _differ(key: str, one: object, other: object) -> list[str]:
