@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from dialtune.config.schema import RunConfig, allowed, explain, section_of, walk
 from dialtune.metrics.table import METRICS
 
 FOLDER = Path(__file__).resolve().parent
-NOTE = "<!-- made by docs/generate.py; change the source, then run it again -->\n"
+NOTE = "<!-- made by docs/generate.py; change the source, then run it again -->"
 
 
 def config_page() -> str:
@@ -87,11 +88,11 @@ def errors_page() -> str:
         "| 2 | usage, recipe or model cannot be used; nothing was run |", "| 3 | data rejected |",
         "| 4 | a gate was not met |", "| 130, 143 | stopped by Ctrl-C or SIGTERM, after a saved checkpoint |",
     ]  # fmt: skip
-    found = [
-        f"| `{name}` | {getattr(kind, 'exit_code', '130 or 143')} | {(inspect.getdoc(kind) or '').splitlines()[0]} |"
-        for name, kind in vars(errors).items()
-        if inspect.isclass(kind) and issubclass(kind, errors.DialtuneError)
-    ]
+    found = []
+    for name, kind in vars(errors).items():
+        if inspect.isclass(kind) and issubclass(kind, errors.DialtuneError):
+            code = "130 or 143" if kind is errors.InterruptedRunError else kind.exit_code
+            found.append(f"| `{name}` | {code} | {(inspect.getdoc(kind) or '').splitlines()[0]} |")
     table = "\n".join(["| error | exit code | when |", "|---|---|---|", *found])
     tree = f"```\n{inspect.getdoc(errors)}\n```"
     debug = "A traceback of an unexpected error is shown with `DIALTUNE_DEBUG=1`."
@@ -102,17 +103,9 @@ def metrics_page() -> str:
     """Every metric: which way is better, and its signature with one reference."""
     rows = ["| metric | better | signature with one reference |", "|---|---|---|"]
     for name, metric in METRICS.items():
-        rows.append(
-            f"| `{name}` | {metric.direction or 'descriptive'} | `{metric.signature((1, 1))}` |".replace("|", "\\|")
-        )
-    rows[2:] = [_cells(row) for row in rows[2:]]
+        signature = re.sub(r"-[0-9.]+(?=\|)", "-VERSION", metric.signature((1, 1))).replace("|", "\\|")
+        rows.append(f"| `{name}` | {metric.direction or 'descriptive'} | `{signature}` |")
     return "\n\n".join(["# Metrics", NOTE, "\n".join(rows)]) + "\n"
-
-
-def _cells(row: str) -> str:
-    """Only the bars inside the signature stay escaped."""
-    head, tick, signature = row.rpartition("`")[0].rpartition("`")
-    return head.replace("\\|", "|") + tick + signature + "` |"
 
 
 PAGES = {"config.md": config_page, "cli.md": cli_page, "errors.md": errors_page, "metrics.md": metrics_page}

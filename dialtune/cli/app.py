@@ -110,6 +110,9 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _unexpected(error: Exception) -> int:
     usage = getattr(error, "format_message", None)  # click's own errors, wherever typer keeps click
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help page
+        typer.echo(str(error))
+        return 0
     if usage is not None:
         return _tell(_usage_line(error, usage()), 2)
     if os.environ.get("DIALTUNE_DEBUG"):

@@ -78,7 +78,9 @@ def init(
 @config_app.command()
 def show(
     recipe: Annotated[str, typer.Argument(help="A recipe, or the name of a packaged one.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key; repeatable.")
+    ] = None,
 ) -> None:
     """Print the resolved recipe: every value, no aliases; feeding it back gives the same run."""
     from dialtune.config.loading import load_config, to_yaml
