@@ -32,6 +32,7 @@ _MARKS: Mapping[Verdict, tuple[str, str, str]] = {  # marker, edge, face: shape 
 }
 Point = tuple[float, float]
 _POINTS = 400  # of a curve; more cannot be seen
+SMOOTHED_FROM = 30  # points
 _BINS = 21  # odd: the middle one holds "no change"
 
 
@@ -49,7 +50,7 @@ def _settled(draw: _Drawing) -> _Drawing:
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has fonts
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(
-                {"svg.fonttype": "none", "font.size": 11, "text.usetex": False, "text.color": INK}
+                {"svg.fonttype": "none", "font.size": 12, "text.usetex": False, "text.color": INK}
             )
             return draw(*args, **keywords)
 
@@ -75,11 +76,14 @@ def forest(groups: Mapping[str, Sequence[ForestRow]], *, width: int, title: str)
     from matplotlib.ticker import MaxNLocator
 
     narrow = width < 500
-    figure, axes = _axes(width, 46 + 22 * n_lines, left=82 if narrow else 112, right=8 if narrow else 150)
+    room = 16 if narrow else 30  # characters of a label
+    longest = max(len(row.label[:room]) for rows in groups.values() for row in rows)
+    left = 18 + 7.6 * longest
+    figure, axes = _axes(width, 46 + 24 * n_lines, left=left, right=10 if narrow else 160)
     y = 0.0
     for group, rows in groups.items():
         if len(groups) > 1:
-            _label(axes, 0, y, group, x_px=-76 if narrow else -106, weight="bold")
+            _label(axes, 0, y, group, x_px=6 - left, weight="bold")
             y += 1
         for row in rows:
             marker, edge, face = _MARKS[row.verdict]
@@ -87,7 +91,7 @@ def forest(groups: Mapping[str, Sequence[ForestRow]], *, width: int, title: str)
             axes.plot(
                 [row.middle], [y], marker=marker, color=edge, markerfacecolor=face, markersize=6.5, markeredgewidth=1.6
             )
-            _label(axes, 0, y, row.label, x_px=-8, align="right")
+            _label(axes, 0, y, _cut(row.label, room), x_px=-8, align="right")
             if not narrow:
                 _label(axes, 1, y, row.text, x_px=10)
             y += 1
@@ -101,28 +105,32 @@ def forest(groups: Mapping[str, Sequence[ForestRow]], *, width: int, title: str)
 
 
 @_settled
-def curves(lines: Mapping[str, Sequence[Point]], *, y_label: str, title: str, key: str) -> str:
-    """One line per name over steps: the first thin and faint with its running mean, the others marked points."""
+def curves(
+    every: Sequence[Point], measured: Mapping[str, Sequence[Point]], *, y_label: str, title: str, key: str
+) -> str:
+    """Values over steps: `every` step's as a faint line under its running mean, `measured` ones as marked points."""
     figure, axes = _axes(360, 220, left=46, right=10, top=24)
-    for place, (name, points) in enumerate(lines.items()):
-        thin = _thinned(points)
-        x, y = [point[0] for point in thin], [point[1] for point in thin]
-        if place == 0 and len(points) > 30:
-            axes.plot(x, y, color=FLAT, linewidth=0.8, alpha=0.45)
-            smooth = _thinned(_running_mean(points))
-            axes.plot(
-                [point[0] for point in smooth], [point[1] for point in smooth], color=FLAT, linewidth=1.6, label=name
-            )
-        else:
-            color, style, marker = (FLAT, "-", "") if place == 0 else (INK, "--", "os^Dv"[(place - 1) % 5])
-            axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4, label=name)
+    if every:
+        smooth = _running_mean(every) if len(every) > SMOOTHED_FROM else every
+        if smooth is not every:
+            axes.plot(*_columns(every), color=FLAT, linewidth=0.8, alpha=0.45)
+        axes.plot(*_columns(smooth), color=FLAT, linewidth=1.6, label="training")
+    for place, (name, points) in enumerate(measured.items()):
+        style, marker = ("--", "-.", ":", "-")[place % 4], "os^D"[place % 4]
+        axes.plot(*_columns(points), color=INK, linestyle=style, marker=marker, markersize=4, linewidth=1.2, label=name)
     axes.set_xlabel("step", color=MUTED)
     _label(axes, 0, 1, y_label, x_px=-40, y_px=12, data_y=False, color=MUTED)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
-    legend = axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="upper right")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    if measured:
+        legend = axes.legend(frameon=False, fontsize=11, labelcolor=INK, loc="best")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return _svg(figure, key, title)
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    thin = _thinned(points)
+    return [x for x, _ in thin], [y for _, y in thin]
 
 
 @_settled
@@ -154,7 +162,7 @@ def histogram(changes: Sequence[float], *, higher_is_better: bool, x_label: str,
     return _svg(figure, key, title)
 
 
-def _axes(width: int, height: int, *, left: int, right: int, top: int = 8, bottom: int = 38) -> tuple[Figure, Axes]:
+def _axes(width: int, height: int, *, left: float, right: float, top: int = 8, bottom: int = 38) -> tuple[Figure, Axes]:
     """A figure of CSS pixels (72 per matplotlib inch here) with a quiet frame; margins in pixels."""
     from matplotlib.figure import Figure
 
@@ -163,7 +171,7 @@ def _axes(width: int, height: int, *, left: int, right: int, top: int = 8, botto
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
-    axes.tick_params(colors=MUTED, length=3, labelsize=11)
+    axes.tick_params(colors=MUTED, length=3, labelsize=12)
     axes.patch.set_visible(False)
     return figure, axes
 
@@ -183,6 +191,10 @@ def _label(axes: Axes, x: float, y: float, text: str, **place: Any) -> None:
         parse_math=False,
         **place,
     )
+
+
+def _cut(label: str, room: int) -> str:
+    return label if len(label) <= room else label[: room - 1] + "…"
 
 
 def _running_mean(points: Sequence[Point]) -> list[Point]:

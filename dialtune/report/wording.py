@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dialtune.results import Comparison, Entry, Evaluation, Interval, ScoreEntry, Verdict
+from dialtune.results import Comparison, Entry, Evaluation, Interval, Method, ScoreEntry, Verdict
 
 # task: (what the model writes, the scores that may stand for the job, best first)
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -17,8 +17,12 @@ _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 _METRICS["rougeLsum"] = "ROUGE-Lsum"
 _VERDICTS: Mapping[Verdict, str] = {"improved": "improved", "worse": "worse", "no difference shown": "no difference"}
-# Reorder, hide or break text without being seen themselves; ZWJ and ZWNJ stay, emoji and Persian need them.
-_INVISIBLE = frozenset("\u00ad\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u2060\ufeff")
+# Controls, bidi marks, invisible and unpaired characters: they reorder, hide or break text without being seen.
+# ZWJ and ZWNJ stay, emoji and Persian need them, and so do line ends and tabs.
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069"
+    r"\ud800-\udfff\ufeff\ufffe\uffff\U000e0000-\U000e007f]|\r(?!\n)"
+)
 
 
 def visible(text: str) -> str:
@@ -27,18 +31,7 @@ def visible(text: str) -> str:
     >>> visible("a\u202eb\x1b[0m")
     'a⟨U+202E⟩b⟨U+001B⟩[0m'
     """
-    return "".join(f"⟨U+{ord(character):04X}⟩" if _hidden(character) else character for character in text)
-
-
-def _hidden(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    if character in _INVISIBLE or "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069":
-        return True
-    code = ord(character)
-    if code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF or 0xE0000 <= code <= 0xE007F:  # noncharacters, tags
-        return True
-    return unicodedata.category(character) in ("Cc", "Cs")
+    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def clip(text: str, limit: int) -> str:
@@ -47,8 +40,9 @@ def clip(text: str, limit: int) -> str:
     >>> clip("abcdef", 4)
     'abcd… (2 more characters)'
     """
-    shown = visible(text)
-    return shown if len(shown) <= limit else f"{shown[:limit]}… ({len(shown) - limit:,} more characters)"
+    shown = visible(text[:limit])
+    more = max(len(text), len(shown)) - limit
+    return shown if more <= 0 else f"{shown[:limit]}… ({more:,} more characters)"
 
 
 def metric_name(name: str) -> str:
@@ -200,3 +194,41 @@ def counts(evaluation: Evaluation) -> dict[str, int]:
         "not scored by every score": evaluation.n_total - evaluation.n_scored,
         "turns dropped from prompts": evaluation.data.dropped_turns,
     }
+
+
+def facts(evaluation: Evaluation) -> dict[str, str]:
+    """What was evaluated, on what and how decoded; every line as eval.json states it."""
+    model, data, decoding = evaluation.model, evaluation.data, evaluation.decoding
+    low, high = data.references
+    settings = decoding.model_dump()
+    leakage = ", ".join(f"{n:,} {kind}" for kind, n in data.leakage.items()) if data.leakage is not None else None
+    found = {
+        "model": model.name,
+        "revision": model.revision,
+        "family": model.family,
+        "adapter": model.adapter or "none",
+        "weights sha256": model.weights_sha256,
+        "dtype": model.dtype,
+        "data": f"{data.name}, split {data.split}, {dialogues(evaluation.n_total)}",
+        "data fingerprint": data.fingerprint,
+        "references per dialogue": f"{low}" if low == high else f"{low} to {high}",
+        "reference used": data.reference,
+        "also in the training data": leakage or "not looked at",
+        "prompt template sha256": data.template_sha256,
+        "decoding": settings.pop("strategy") if decoding.strategy == "file" else ", ".join(_settings(settings)),
+    }
+    return {name: clip(value or "unknown", 300) for name, value in found.items()}
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in settings.items()]
+
+
+def method_sentence(method: Method) -> str:
+    """How intervals, tests and verdicts were made."""
+    return clip(
+        f"Intervals: 95 %, {method.ci}, {method.resamples:,} resamples. "
+        f"Test: {method.test}; {method.permutations:,} assignments. "
+        f"Correction: Holm over all scores compared, alpha {method.alpha:g}. Unit: {method.unit}. Seed {method.seed}.",
+        800,
+    )
