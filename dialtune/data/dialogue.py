@@ -16,11 +16,11 @@ EOU = "__eou__"
 # DialogSum's inline form; the normal form of a dialogue and the cleaning steps must know it too.
 PERSON_TAG = re.compile(r"#person\d+#", re.IGNORECASE)
 
-_BREAK = re.compile(rf"{EOU}|[\r\n]+")
 _HASH_LINE = re.compile(r"(#[^\s#:][^#:]{0,38}#)\s*[:：]\s*(.*)", re.DOTALL)
 _NAME_LINE = re.compile(r"([^\s:#]+(?: [^\s:#]+){0,3}):(?:\s+(.*)|$)", re.DOTALL)
 _NAME_WORD = re.compile(r"[^\W\d_](?:[\w'’-]*[^\W_])?")
 _NEAR_MISS = re.compile(r"#+\s*person[\s_-]*\d+\s*#*|\bperson\d+\b#?", re.IGNORECASE)
+_NUMBERED_PERSON = re.compile(r"person[\s_-]*\d")
 _LEGAL_TAG = re.compile(r"#Person\d+#")
 _MAX_NAME = 40  # characters
 
@@ -53,18 +53,25 @@ def parse_dialogue(text: str) -> tuple[Message, ...]:
     >>> [(m.speaker, m.content) for m in parse_dialogue("#Person1#: Hi.\nMr. Cole: Note: it is 10:30.")]
     [('#Person1#', 'Hi.'), ('Mr. Cole', 'Note: it is 10:30.')]
     """
-    return tuple(parse_turn(line) for piece in _BREAK.split(text) if (line := piece.strip()))
-
-
-def parse_turn(line: str) -> Message:
-    """One turn from one line; `speaker` is empty where the line has no tag."""
-    speaker, content = split_tag(line.strip())
-    return Message("user", content, speaker)
+    if EOU in text:
+        text = text.replace(EOU, "\n")
+    if "\r" in text:
+        text = text.replace("\r", "\n")
+    turns = []
+    for line in text.split("\n"):
+        if stripped := line.strip():
+            speaker, content = split_tag(stripped)
+            turns.append(Message("user", content, speaker))
+    return tuple(turns)
 
 
 def split_tag(line: str) -> tuple[str, str]:
     """(speaker, rest) of a stripped line; the speaker is empty and the rest is the line if there is no tag."""
     if line.startswith("#"):
+        if (
+            line[8:10] == "#:" and line.startswith("#Person") and line[7] not in " #:"
+        ):  # the usual case, without a regex
+            return line[:9], line[10:].lstrip()
         hashed = _HASH_LINE.match(line)
         if hashed:
             return hashed[1], hashed[2]
@@ -86,6 +93,9 @@ def render_dialogue(messages: Sequence[Message]) -> str:
 
 def near_miss_tags(text: str) -> list[str]:
     """Written forms that resemble `#Person1#` without being it, such as `#Person 1#` or `##Person1#`."""
+    rest = _LEGAL_TAG.sub("\0", text)  # cheap checks first: data without a fault is the usual case
+    if "#\0" not in rest and "\0#" not in rest and not _NUMBERED_PERSON.search(rest.lower()):
+        return []
     return [found[0] for found in _NEAR_MISS.finditer(text) if not _LEGAL_TAG.fullmatch(found[0])]
 
 

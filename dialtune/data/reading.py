@@ -10,7 +10,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -24,6 +23,7 @@ __all__ = ["BadRows", "DataSet", "Scanned", "iter_rows", "read_examples", "scan_
 
 Policy = Literal["fail", "skip", "quarantine"]
 
+PACKAGED = Path(__file__).resolve().parents[1] / "assets" / "dialogues.jsonl"
 SPLITS = ("train", "validation", "test")
 SHOWN_PROBLEMS = 20  # lines of an error message
 KEPT_PROBLEMS = 1_000  # a file worse than this is not read to its end
@@ -240,7 +240,7 @@ def _open(source: str | Path, split: str | None) -> tuple[Iterator[RawRow], str,
         split = text.partition(":")[2]
         if split not in SPLITS:
             raise ConfigError(f"data: got '{text}'; known: {', '.join(f'packaged:{name}' for name in SPLITS)}")
-        path = Path(str(resources.files("dialtune") / "assets" / "dialogues.jsonl"))
+        path = PACKAGED
         if not path.is_file():
             raise MissingExtraError(
                 f"{text}: the packaged dialogues are missing from this installation; reinstall dialtune"
