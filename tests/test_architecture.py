@@ -33,6 +33,7 @@ ORDER = [
     "data/duplicates",
     "data/layouts",
     "data/reading",
+    "data/corpus",
     "data/cleaning",
     "data/audit",
     "data/splits",

@@ -97,7 +97,6 @@ def sft(
 ) -> None:
     """Fine-tune on dialogues and their gold texts; every key: dialtune config explain."""
     from dialtune.config.loading import load_config
-    from dialtune.trainers.sft_run import preview_sft, run_sft
 
     flags = {
         "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "use_peft": use_peft,
@@ -108,6 +107,8 @@ def sft(
     if recipe and config:
         raise typer.BadParameter("RECIPE and --config are the same thing; give one")
     loaded = load_config(recipe or config, overrides or (), **flags)
+    from dialtune.trainers.sft_run import preview_sft, run_sft  # torch, so only once the recipe is known to be good
+
     if dry_run:
         typer.echo("\n".join(preview_sft(loaded)))
         return
