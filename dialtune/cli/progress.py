@@ -23,8 +23,8 @@ def say(text: str) -> None:
 def counting(label: str) -> Iterator[OnCount]:
     """Progress of something that is counted, such as generation."""
     if sys.stderr.isatty():
-        with _bar("{task.description}", "{task.completed:,.0f}/{task.total:,.0f}") as bar:
-            row = bar.add_task(label, total=1)
+        with _bar() as bar:
+            row = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(row, completed=done, total=total)
     else:
         yield _tenths(label)
@@ -36,8 +36,8 @@ def training(logging_steps: int) -> Iterator[OnEvent]:
     if not sys.stderr.isatty():
         yield _Lines(logging_steps)
         return
-    with _bar("training", "{task.completed:,.0f}/{task.total:,.0f}", "{task.description}") as bar:
-        row = bar.add_task("", total=None)
+    with _bar() as bar:
+        row = bar.add_task("training", total=None)
 
         def show(kind: str, facts: Mapping[str, Any]) -> None:
             if kind == "start":
@@ -103,10 +103,11 @@ def _tenths(label: str) -> OnCount:
     return tell
 
 
-def _bar(*texts: str) -> Any:
+def _bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    first, *rest = texts
-    columns = [TextColumn(first), BarColumn(), *(TextColumn(text) for text in rest), TimeRemainingColumn()]
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    text = TextColumn("{task.description}", markup=False)
+    return Progress(
+        BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    )

@@ -336,7 +336,7 @@ def _decoding(sampling: Sampling, seed: int) -> Decoding:
     from dialtune.results import Decoding
 
     return Decoding(
-        strategy=sampling.strategy,  # type: ignore[arg-type]
+        strategy=sampling.strategy,
         num_beams=sampling.num_beams,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
