@@ -183,8 +183,7 @@ def _merge(merged: Layer, layer: Layer) -> None:
         if value == {} and inside:
             continue
         for old in [p for p in merged.values if _overlap(p, path)]:
-            if len(old) <= len(path) or value != {}:
-                del merged.values[old]
+            del merged.values[old]
         merged.values[path] = value
     merged.keys |= layer.keys
     merged.places = {p: place for p, place in merged.places.items() if p not in layer.keys} | layer.places

@@ -55,6 +55,17 @@ class _Scalars(yaml.SafeLoader):
     """Scalars as YAML 1.2 reads them: 1e-4 is a number; yes, no, 1:30 and dates are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own interface
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Like PyYAML's, with an end: 3,000 brackets would take it a second to fail on."""
+        self.depth += 1
+        if self.depth > 4 * MAX_DEPTH:
+            raise RecursionError
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 _TAG = "tag:yaml.org,2002:"

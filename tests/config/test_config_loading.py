@@ -83,6 +83,8 @@ def test_one_problem_in_a_section_names_the_section_to_look_up():
         ("model: n", "3:1: model: given twice, first in line 1; keep one"),
         ("base_model: n", "3:13: model: given twice, as 'model' and 'base_model'; keep one"),
         ("seed: !!python/name:os.system x", "3:7: seed: tag !python/name:os.system is not allowed; write a plain value"),
+        ("seed: !!int x", "3:7: seed: tag !int is not allowed; write a plain value"),
+        ("seed: !!bool 2", "3:7: seed: tag !bool is not allowed; write a plain value"),
         ("<<: {a: 1}", "3:1: <<: not allowed as a key; write plain keys out"),
         ("? [a, b]\n: 1", "3:3: ?: not allowed as a key; write plain keys out"),
         ("data_seed: '" + "x" * 80 + "'", "3:12: data_seed: got '" + "x" * 36 + "…'; allowed integer or null, at least 0 and at most 4,294,967,295"),
@@ -200,6 +202,7 @@ def test_an_override_can_set_or_drop_a_whole_section(recipe):
     assert load_config(file, ["lora=null"]).lora is None
     whole = load_config(file, ["lora={r: 3}"]).lora
     assert (whole.r, whole.alpha) == (3, 8)
+    assert load_config(file, ["use_peft=true"]).lora == load_config(file).lora
     again = load_config(file, ["lora=null", "lora.r=5"]).lora
     assert (again.r, again.alpha) == (5, 32)
 
@@ -256,6 +259,7 @@ def test_data_in_the_spelling_of_trl_and_axolotl():
     assert (trl.train, trl.test) == ("hub:a/b:train", "hub:a/b:test")
     assert check_text("model: m\ndatasets:\n  - {path: x.jsonl, type: alpaca}\n", "r").data.train == "x.jsonl"
     assert check_text("model: m\ndata: x.jsonl\n", "r").data.train == "x.jsonl"
+    assert check_text(f"model: m\ndataset_name: {__file__}\n", "r").data.train == __file__
     assert "one entry with a path" in "".join(problems("model: m\ndatasets: [{path: a}, {path: b}]\n"))
 
 
