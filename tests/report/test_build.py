@@ -115,7 +115,9 @@ def test_the_dialogues_shown_are_those_that_changed_most(tmp_path: Path, made: A
 def test_the_same_files_give_the_same_bytes_anywhere_without_torch(job: Path, tmp_path: Path) -> None:
     here = build_report(job, tmp_path / "here.html").read_bytes()
     settings = tmp_path / "matplotlibrc"
-    settings.write_text("font.size: 30\ntext.usetex: True\nsvg.fonttype: path\naxes.facecolor: red\n")
+    settings.write_text(
+        "font.size: 30\ntext.usetex: True\nsvg.fonttype: path\nxtick.direction: in\naxes.linewidth: 6\n"
+    )
     code = (
         "import sys, pathlib; from dialtune.report.build import build_report;"
         f"build_report({str(job)!r}, {str(tmp_path / 'there.html')!r});"
@@ -180,14 +182,28 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path, made: Any) -> No
 def test_three_jobs_of_long_texts_stay_under_one_megabyte(tmp_path: Path, made: Any) -> None:
     for name in ("summarize", "respond", "detoxify"):
         folder = made.write_job(tmp_path / name)
-        rows = [{"id": f"test_{k}", "dialogue": '"' * 20_000, "references": ['"<&' * 9000] * 9} for k in range(200)]
+        rows = [{"id": f"test_{k}", "dialogue": '"' * 5000, "references": ['"<&' * 400] * 6} for k in range(200)]
         (folder / "after" / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "train" / "config.yaml").write_text("'" * 900_000)
     file = build_report(tmp_path)
     assert file == tmp_path / "report.html"
     assert file.stat().st_size < SIZE_LIMIT
     text = read(file).text
+    assert "(600 more characters)" in text
+    assert "Reference 5" in text
+    assert "Reference 6" not in text
     assert text.index("Summarize in detail") < text.index("Respond in detail") < text.index("Detoxify in detail")
+
+
+def test_dialogues_give_way_when_a_page_would_grow_too_large(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build_report(job).stat().st_size
+    monkeypatch.setattr("dialtune.report.build.SIZE_LIMIT", whole)
+    fewer = read(build_report(job))
+    assert fewer.tags.count("article") == 2
+    monkeypatch.setattr("dialtune.report.build.SIZE_LIMIT", 1000)
+    none = read(build_report(job))
+    assert none.tags.count("article") == 0
+    assert "Left out to keep the page under 1 MB." in none.text
 
 
 def test_a_training_run_alone_is_reported_by_its_losses(tmp_path: Path, made: Any) -> None:
