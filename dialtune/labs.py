@@ -1,0 +1,122 @@
+"""The labs, each a straight line: evaluate, train, evaluate, compare, report. What `dialtune demo` runs, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dialtune.comparison import compare, describe, write_comparison
+from dialtune.config.schema import RunConfig
+from dialtune.data.audit import leaks
+from dialtune.data.reading import DataSet, read_examples
+from dialtune.errors import ConfigError
+from dialtune.evaluation import write_evaluation
+from dialtune.generation import Progress
+from dialtune.model_evaluation import evaluate_model, task_for, write_examples
+from dialtune.models.base import Sampling
+from dialtune.models.loading import load_model
+from dialtune.report.build import build_report
+from dialtune.results import Comparison, Evaluation
+from dialtune.runs import remove
+from dialtune.trainers.sft import OnEvent, ignore_events
+from dialtune.trainers.sft_run import run_sft
+
+Say = Callable[[str], None]
+
+
+def quiet(_text: str) -> None:
+    """Says nothing."""
+
+
+def run_demo(
+    jobs: Sequence[str] | None = None,
+    out: Path = Path("runs/demo"),
+    *,
+    say: Say = quiet,
+    on_event: OnEvent = ignore_events,
+    progress: Progress | None = None,
+) -> dict[str, Comparison]:
+    """Run the labs on the packaged model and dialogues, and write one report over all of them.
+
+    Args:
+        jobs: names from JOBS; None is all.
+        out: gets one folder per job and report.html; a job's folder from an earlier demo is replaced.
+        say: told each stage in a line.
+        on_event: told about training.
+        progress: told about generation.
+    Returns:
+        the verdicts by job.
+    Raises:
+        ConfigError: no such job.
+    """
+    chosen = list(jobs) if jobs else list(JOBS)
+    unknown = [name for name in chosen if name not in JOBS]
+    if unknown:
+        raise ConfigError(f"demo --job: got {', '.join(unknown)}; there are: {', '.join(JOBS)}")
+    verdicts = {}
+    for name in chosen:
+        folder = out / name
+        if folder.exists():
+            remove(folder)
+        verdicts[name] = JOBS[name](folder, say, on_event, progress)
+    say(f"report: {build_report(out)}")
+    return verdicts
+
+
+def summarize_recipe(folder: Path) -> RunConfig:
+    """Lab 1's settings: small enough for two cores and seven minutes, and enough to show."""
+    return RunConfig.model_validate(
+        {
+            "task": "summarize",
+            "model": "smollm2-135m",
+            "data": {"train": "packaged:train", "validation": "packaged:validation"},
+            "output_dir": str(folder / "train"),
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+            "lora": {"r": 16, "dropout": 0.0},
+        }
+    )
+
+
+def summarize(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None) -> Comparison:
+    """Lab 1: the packaged chat model before and after fine-tuning on 160 dialogues, judged on 60 it never saw."""
+    recipe = summarize_recipe(folder)
+    test = read_examples("packaged:test")
+    shared = leaks({"train": read_examples(recipe.data.train).examples, "test": test.examples}).across[0]
+    leakage = {"exact": shared.right_exact, "near": shared.right_near}
+
+    def judge(model: str, side: str) -> Evaluation:
+        say(f"summarize: {side} training, {model} writes {len(test.examples)} summaries")
+        return _judge(model, test, folder / side, leakage, progress)
+
+    before = judge(recipe.model, "before")
+    say("summarize: training")
+    after = judge(str(run_sft(recipe, on_event=on_event)), "after")
+    comparison = compare(before, after)
+    write_comparison(folder, comparison)
+    for line in describe(comparison):
+        say(line)
+    return comparison
+
+
+def _judge(name: str, test: DataSet, folder: Path, leakage: dict[str, int], progress: Progress | None) -> Evaluation:
+    task, budget = task_for("summarize", name)
+    evaluation = evaluate_model(
+        load_model(name),
+        test,
+        task,
+        sampling=Sampling(max_new_tokens=64),
+        max_prompt_tokens=budget,
+        batch_size=32,
+        leakage=leakage,
+        progress=progress,
+    )
+    write_evaluation(folder, evaluation)
+    write_examples(folder, test)
+    return evaluation
+
+
+JOBS = {"summarize": summarize}

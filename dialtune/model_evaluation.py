@@ -1,0 +1,108 @@
+"""model × examples → Evaluation in one call: what `dialtune evaluate`, the labs and the benchmarks share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dialtune.data.dialogue import render_dialogue
+from dialtune.data.reading import DataSet
+from dialtune.evaluation import evaluate_completions
+from dialtune.generation import Progress, generate
+from dialtune.models.base import LanguageModel, Sampling
+from dialtune.models.loading import read_notes
+from dialtune.prompts import build_prompts, template_sha256
+from dialtune.results import Decoding, Evaluation
+from dialtune.runs import write_text_atomic
+from dialtune.tasks import Task, find_task
+from dialtune.types import Example, Prompt
+
+
+def task_for(name: str, model: str, template: str | None = None) -> tuple[Task, int | None]:
+    """The task as this model was trained to be asked it, and its prompt budget in tokens.
+
+    A model that dialtune saved says its template and budget in dialtune.json; an explicit `template` wins.
+    """
+    task, notes = find_task(name), read_notes(model)
+    chosen = template or (notes.get("template") if notes.get("task") == name else None)
+    return (replace(task, template=chosen) if chosen else task), notes.get("max_prompt_length")
+
+
+def prompts_for(model: LanguageModel, examples: Sequence[Example], task: Task, budget: int | None) -> list[Prompt]:
+    """Prompts that fit both the budget and the model, whole turns dropped and counted."""
+    limits = [limit for limit in (budget, model.max_prompt_tokens) if limit is not None]
+    limit = min(limits) if limits else None
+    return build_prompts(examples, task, max_prompt_tokens=limit, count_tokens=model.count_tokens)
+
+
+def evaluate_model(  # noqa: PLR0913  what a score depends on is stated by the caller
+    model: LanguageModel,
+    dataset: DataSet,
+    task: Task,
+    *,
+    sampling: Sampling | None = None,
+    metrics: Sequence[str] | None = None,
+    reference: str = "auto",
+    max_prompt_tokens: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    leakage: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Write a completion for every example and score it.
+
+    Args:
+        model: any family.
+        dataset: ids unique.
+        task: template, default metrics and default cap.
+        sampling: None is greedy up to the task's cap.
+        metrics: None is the task's own list.
+        reference: see `evaluation.evaluate_completions`.
+        max_prompt_tokens: budget; the model's own limit holds as well.
+        batch_size: prompts per forward.
+        seed: of decoding and resampling.
+        leakage: rows that training has seen, if that was looked at.
+        progress: called after each batch.
+    """
+    sampling = sampling or Sampling(max_new_tokens=task.max_new_tokens)
+    prompts = prompts_for(model, dataset.examples, task, max_prompt_tokens)
+    completions = generate(model, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
+    return evaluate_completions(
+        dataset,
+        completions,
+        metrics or task.metrics,
+        reference=reference,
+        model=model.info,
+        task=task.name,
+        decoding=decoding_of(sampling, seed),
+        template_sha256=template_sha256(task.template),
+        dropped_turns=sum(prompt.dropped_turns for prompt in prompts),
+        leakage=leakage,
+        seed=seed,
+    )
+
+
+def decoding_of(sampling: Sampling, seed: int) -> Decoding:
+    """What eval.json records about decoding."""
+    return Decoding(
+        strategy=sampling.strategy,
+        num_beams=sampling.num_beams,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=seed,
+    )
+
+
+def write_examples(folder: Path, dataset: DataSet) -> Path:
+    """examples.jsonl beside eval.json: dialogues and references, which the report shows beside completions."""
+    rows = [
+        {"id": example.id, "dialogue": render_dialogue(example.messages), "references": list(example.references)}
+        for example in dataset.examples
+    ]
+    path = folder / "examples.jsonl"
+    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
