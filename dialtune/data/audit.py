@@ -253,16 +253,11 @@ def _overlap(left: _Set, right: _Set, scores: Mapping[tuple[str, str], float]) -
         exact = sum(form in theirs for form in one.forms)
         near = sum(form not in theirs and not theirs.isdisjoint(one.near.get(form, ())) for form in one.forms)
         sides.append((exact, near))
-    theirs = dict(zip(right.forms, right.ids, strict=True))
-    shown = [
-        (row, theirs[form], 1.0) for row, form in zip(left.ids, left.forms, strict=True) if form and form in theirs
-    ]
-    shown += [
-        (row, theirs[other], scores[form, other])
-        for row, form in zip(left.ids, left.forms, strict=True)
-        for other in left.near.get(form, ())
-        if other in theirs
-    ]
+    rows, row_of = list(zip(left.ids, left.forms, strict=True)), dict(zip(right.forms, right.ids, strict=True))
+    shown = [(row, row_of[form], 1.0) for row, form in rows if form and form in row_of]
+    for row, form in rows:
+        alike = [other for other in left.near.get(form, ()) if other in row_of]
+        shown += [(row, row_of[other], scores[form, other]) for other in alike]
     return Overlap(left.name, right.name, sides[0][0], sides[1][0], sides[0][1], sides[1][1], _sample(shown))
 
 

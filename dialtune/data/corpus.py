@@ -1,7 +1,8 @@
 """The packaged dialogues, written for this project, as DataSets; see assets/DATA_CARD.md.
 
 Each Example has the civil summary as its only reference. Its `meta` holds `kind` (plain, heated or control),
-`scenario`, `split`, for heated rows `summary_blunt` (the same facts with the offence repeated), for control rows `control`.
+`scenario`, `split`, for heated rows `summary_blunt` (the same facts with the offence repeated), for control rows
+`control`.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _is_name(tag: str) -> bool:
         return False
     if words[0].lower() in _ROLES:
         return all(word.isdigit() for word in words[1:])
-    if not words[0][0].isupper() or words[-1].lower() in _PARTICLES:
+    if words[0][0].islower() or words[-1].lower() in _PARTICLES:
         return False
     return all(_is_name_word(word) for word in words)
 

@@ -129,10 +129,13 @@ class ArrayReader:
             return False
         block = self._source.read()
         self._ended = not block
+        text = self._decoder.decode(block, final=self._ended)
+        if self._ended and not text:
+            return False
         keep = max(self._text.rfind("\n", 0, self._at), self._at - 200, 0)
-        self._text = self._text[keep:] + self._decoder.decode(block, final=self._ended)
+        self._text = self._text[keep:] + text
         self._at -= keep
-        return not self._ended
+        return True
 
     def _advance(self, to: int) -> None:
         self._line += self._text.count("\n", self._at, to)

@@ -295,9 +295,7 @@ def _to_scanned(row: RawRow, layout: Layout | None, chosen: bool, name: str) -> 
         if own is None or layout is None:
             reason = no_layout(row.data)
         elif own is not layout:
-            reason = (
-                f"other layout: the row is '{own.name}' ({own.columns}), the file is '{layout.name}' ({layout.columns})"
-            )
+            reason = f"other layout: {own.name} ({own.columns}), but the file is {layout.name} ({layout.columns})"
         else:
             try:
                 example = to_example(row.data, layout, f"{name}:{row.line}")
