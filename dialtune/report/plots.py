@@ -70,20 +70,20 @@ class ForestRow:
 
 
 @_settled
-def forest(groups: Mapping[str, Sequence[ForestRow]], *, width: int, title: str) -> str:
+def forest(groups: Sequence[tuple[str, Sequence[ForestRow]]], *, width: int, title: str) -> str:
     """Relative changes with intervals around a zero line, one block per job; `width` in CSS pixels."""
-    n_lines = sum(len(rows) + (len(groups) > 1) for rows in groups.values())
+    n_lines = sum(len(rows) + (len(groups) > 1) for _, rows in groups)
     from matplotlib.ticker import MaxNLocator
 
     narrow = width < 500
     room = 16 if narrow else 30  # characters of a label
-    longest = max(len(row.label[:room]) for rows in groups.values() for row in rows)
+    longest = max(len(row.label[:room]) for _, rows in groups for row in rows)
     left = 18 + 7.6 * longest
     figure, axes = _axes(width, 46 + 24 * n_lines, left=left, right=10 if narrow else 160)
     y = 0.0
-    for group, rows in groups.items():
+    for group, rows in groups:
         if len(groups) > 1:
-            _label(axes, 0, y, group, x_px=6 - left, weight="bold")
+            _label(axes, 0, y, _cut(group, 2 * room), x_px=6 - left, weight="bold")
             y += 1
         for row in rows:
             marker, edge, face = _MARKS[row.verdict]

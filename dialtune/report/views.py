@@ -162,13 +162,14 @@ def _changes(job: Job, name: str) -> list[tuple[float, EvalRow | None, EvalRow]]
 
 def forest_plot(jobs: Sequence[Job]) -> Plot | None:
     """Every compared score of every job in one drawing; None if none has a relative interval."""
-    groups, left_out = {}, []
+    groups: list[tuple[str, list[plots.ForestRow]]] = []
+    left_out = []
     for job in jobs:
         entries = job.comparison.scores if job.comparison else {}
         rows = [row for name, entry in entries.items() if (row := _forest_row(name, entry))]
         left_out += [wording.metric_name(name) for name, entry in entries.items() if _forest_row(name, entry) is None]
         if rows:
-            groups[wording.clip(job.name, 30).capitalize()] = rows
+            groups.append((wording.clip(job.name, 60).capitalize(), rows))
     if not groups:
         return None
     caption = (
@@ -177,7 +178,7 @@ def forest_plot(jobs: Sequence[Job]) -> Plot | None:
     )
     if left_out:
         caption += f" Without a relative interval, so in the table only: {', '.join(left_out)}."
-    told = [f"{group}: " + "; ".join(f"{row.label} {row.text}" for row in rows) for group, rows in groups.items()]
+    told = [f"{group}: " + "; ".join(f"{row.label} {row.text}" for row in rows) for group, rows in groups]
     title = "Relative change of every score. " + ". ".join(told)
     wide, narrow = (Markup(plots.forest(groups, width=width, title=title)) for width in (720, 340))
     return Plot(wide, caption, narrow)

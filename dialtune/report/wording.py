@@ -54,7 +54,7 @@ def metric_name(name: str) -> str:
     stem, best, _ = name.partition("_max")
     if stem in _METRICS:
         return _METRICS[stem] + (" (max)" if best else "")
-    return clip(name.replace("_", " "), 40)
+    return clip(name.replace("_", " "), 30)
 
 
 def verdict_word(verdict: Verdict) -> str:

@@ -15,7 +15,7 @@ ROWS = [
 
 def every_plot() -> dict[str, str]:
     return {
-        "forest": plots.forest({"Summarize": ROWS, "Respond $": ROWS}, width=720, title="all <scores> & $x_{"),
+        "forest": plots.forest([("Summarize", ROWS), ("Respond $", ROWS)], width=720, title="all <scores> & $x_{"),
         "curves": plots.curves(
             [(step, 3 / step) for step in range(1, 2000)], {"$a_{": [(0, 2.0), (1000, 1.0)]},
             y_label="loss $", title="t", key="a",
