@@ -204,8 +204,6 @@ def _explain(errors: Iterable[ErrorDetails], merged: Layer) -> list[Problem]:
     problems: dict[KeyPath, Problem] = {}
     for error in errors:
         path, field = _locate(error["loc"])
-        if path in problems:
-            continue
         if error["type"] == "extra_forbidden" or field is None:
             place, text = merged.keys.get(path, merged.place(path)), _unknown(path)
         elif error["type"] == "missing":

@@ -138,7 +138,7 @@ def _decode(path: Path) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ConfigError(f"{path}: UTF-16 text; save it as UTF-8")
     try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        return raw.decode("utf-8")  # a byte order mark is dropped by the YAML reader
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save it as UTF-8") from error

@@ -14,10 +14,8 @@ from dialtune.cli.data import app
 from dialtune.data.reading import read_examples
 from dialtune.errors import ConfigError, DataError, GateFailedError
 
-ROWS = [
-    {"id": f"r{i}", "dialogue": f"Anna: Hello number {i} , how are you ?\nBen: Fine &amp; well, {i} times.", "summary": f"They meet, {i}."}
-    for i in range(40)
-]  # fmt: skip
+TEXT = "Anna: Hello number {0} , how are you ?\nBen: Fine &amp; well, {0} times."
+ROWS = [{"id": f"r{i}", "dialogue": TEXT.format(i), "summary": f"They meet, {i}."} for i in range(40)]
 
 
 def run(*arguments: object) -> Result:

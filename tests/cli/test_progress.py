@@ -42,12 +42,15 @@ def test_a_skipped_update_says_so_instead_of_a_loss(capsys):
     assert "update 1/1: skipped, 10 tokens/s" in capsys.readouterr().err
 
 
-def test_a_resumed_run_counts_its_time_from_where_it_started(capsys):
+def test_a_resumed_run_counts_its_time_from_where_it_started(monkeypatch, capsys):
+    clock = iter([0.0, 100.0, 104.0])
+    monkeypatch.setattr("dialtune.cli.progress.time.perf_counter", lambda: next(clock))
     with training(10) as show:
         show("start", {"total_steps": 30, "step": 20})
         show("step", facts(21))
         show("save", {"step": 21})
-    assert capsys.readouterr().err.startswith("update 21/30: ")
+    # 4 s for one update since it started, 9 to go
+    assert capsys.readouterr().err == "update 21/30: loss 2.000, 1,234 tokens/s, 0:36 left\n"
 
 
 class Terminal(io.StringIO):
