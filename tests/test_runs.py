@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,19 @@ def test_a_row_with_nan_is_refused_before_it_reaches_the_file(tmp_path: Path) ->
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_row(path, {"loss": float("nan")})
     assert not path.exists()
+
+
+def test_a_row_that_does_not_fit_on_the_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_row(path, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: row not written: No space left on device"):
+            append_row(path, {"step": 2, "text": "x" * 200_000})  # the kernel takes the first 100,000 bytes
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_rows(path) == [{"step": 1}]
 
 
 def test_a_torn_last_line_is_left_out_at_every_cut(tmp_path: Path) -> None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dialtune.checkpoints import Checkpoint, flatten_state, save_checkpoint, unflatten_state
+from dialtune.checkpoints import (
+    Checkpoint,
+    capture_rng,
+    flatten_state,
+    restore_rng,
+    save_checkpoint,
+    unflatten_state,
+)
 from dialtune.config.schema import RunConfig
 from dialtune.errors import CheckpointError, DataError, InterruptedRunError
 from dialtune.models.base import LanguageModel
 from dialtune.models.loading import save_model
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
+from dialtune.seeds import seed_for
 from dialtune.trainers.batching import TokenRow, epoch_batches
 from dialtune.trainers.signals import stop_on_signals
 from dialtune.trainers.update import Updater, compute_dtype
@@ -111,7 +121,7 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
         raise DataError("data.train: no rows to train on; check the file with: dialtune data check FILE")
     plan = Plan(tuple(row.length for row in rows), config)
     updater = Updater(model.module, config, total_steps=plan.total_steps, device=model.device)
-    state = TrainState() if start is None else _restore(start, updater, run)
+    state = _begin(config) if start is None else _restore(start, updater, run)
     on_event("start", {"total_steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "step": state.step})
 
     def loss_sum(chosen: Sequence[int]) -> Tensor:
@@ -123,7 +133,7 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
 
     with stop_on_signals() as stop:
         epoch, batches = -1, []
-        while state.step < plan.total_steps:
+        while state.step < plan.total_steps and not _stopped_early(state, config):
             began = time.perf_counter()
             if state.step // plan.steps_per_epoch != epoch:
                 epoch = state.step // plan.steps_per_epoch
@@ -154,19 +164,17 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
                 state = _note_best(state, row, config)
             append_row(run.metrics, row)
             on_event("step", row)
-            patience = config.early_stopping_patience
-            done = bool(patience) and state.n_without_better >= patience
+            done = _stopped_early(state, config)
             if done or stop.number or plan.is_due(state.step, config.save_steps or config.eval_steps):
                 save()
-            if stop.number and state.step < plan.total_steps:
+            if stop.number and state.step < plan.total_steps and not done:
                 raise InterruptedRunError(
                     f"stopped by signal {stop.number} after update {state.step} of {plan.total_steps}; "
                     f"checkpoint-{state.step} is saved. Go on with --resume",
                     stop.number,
                 )
             if done:
-                on_event("note", {"text": f"stopped early: {patience} evaluations without a better one"})
-                break
+                on_event("note", {"text": f"stopped early: {state.n_without_better} evaluations without a better one"})
     return state
 
 
@@ -182,6 +190,10 @@ def mean_loss(model: LanguageModel, rows: Sequence[TokenRow], config: RunConfig)
             total -= float(model.logprobs(batch.query, batch.response, batch.mask).double().sum())
             n_tokens += sum(len(row.response) for row in chosen)
     return total / max(1, n_tokens)
+
+
+def _stopped_early(state: TrainState, config: RunConfig) -> bool:
+    return 0 < config.early_stopping_patience <= state.n_without_better
 
 
 def _note_best(state: TrainState, row: Mapping[str, Any], config: RunConfig) -> TrainState:
@@ -208,6 +220,7 @@ def _save(  # noqa: PLR0913  one caller
 ) -> None:
     """Commit checkpoint-N; with on_save_error: continue a failure is a note and training goes on."""
     optimizer_tensors, optimizer = flatten_state(updater.state())
+    rng_tensors, rng = capture_rng()
     document = {
         "step": state.step,
         "best_step": state.best_step,
@@ -220,8 +233,8 @@ def _save(  # noqa: PLR0913  one caller
         save_checkpoint(
             run.path,
             state.step,
-            {"optimizer": optimizer_tensors},
-            {"optimizer_state": optimizer, "train_state": document},
+            {"optimizer": optimizer_tensors, "rng": rng_tensors},
+            {"optimizer_state": optimizer, "rng_state": rng, "train_state": document},
             model_writer,
             keep=config.save_total_limit,
             protect=() if state.best_step is None else (state.best_step,),
@@ -235,10 +248,20 @@ def _save(  # noqa: PLR0913  one caller
     on_event("save", {"step": state.step})
 
 
+def _begin(config: RunConfig) -> TrainState:
+    """The state before the first update. We draw from no global generator, but a model's own code may."""
+    seed = seed_for(config.seed, "global")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return TrainState()
+
+
 def _restore(start: Checkpoint, updater: Updater, run: RunFolder) -> TrainState:
     """Optimizer, counters and the length of metrics.jsonl as they were when `start` was saved."""
     document = start.document("train_state")
     updater.load_state(unflatten_state(start.tensors("optimizer"), start.document("optimizer_state")))
+    restore_rng(start.tensors("rng"), start.document("rng_state"))
     truncate_rows(run.metrics, document.pop("metrics_bytes"))
     document.pop("result_step")
     return TrainState(**document)

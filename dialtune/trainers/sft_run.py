@@ -260,7 +260,16 @@ def _start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
                 "go on with --resume, or choose another output_dir"
             )
         return None
-    return newest_checkpoint(run.path) if resume == "newest" else open_checkpoint(Path(resume))
+    if resume == "newest":
+        return newest_checkpoint(run.path)
+    start = open_checkpoint(Path(resume))
+    newer = [f"checkpoint-{step}" for step in run.checkpoints() if step > start.step]
+    if newer:  # a later --resume would go on from them, with rows of metrics.jsonl from here
+        raise ConfigError(
+            f"resume: {run.path} also holds {', '.join(newer)}, made after {start.path.name}; "
+            "delete or move what is newer, or give --resume without a path to go on from the newest"
+        )
+    return start
 
 
 def _check_same_run(start: Checkpoint, prepared: Prepared, run: RunFolder, force: bool) -> None:

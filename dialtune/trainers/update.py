@@ -34,7 +34,7 @@ class UpdateResult:
 
     loss: float | None  # mean per target token, nats; None if not finite
     grad_norm: float | None  # before clipping
-    learning_rate: float
+    learning_rate: float | None  # None if not finite
     skipped: str | None
 
 
@@ -93,7 +93,7 @@ class Updater:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(culprit)
-        return UpdateResult(_finite(total), _finite(norm), rate, culprit)
+        return UpdateResult(_finite(total), _finite(norm), _finite(rate), culprit)
 
     def state(self) -> dict[str, Any]:
         """Everything the next update needs, for `checkpoints.flatten_state`."""
