@@ -74,41 +74,27 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
         NotComparableError: signatures, rows, data, template or decoding differ; one line per key.
         ConfigError: `scores`, `constraints` or `minimal` name a score that is not there.
     """
+    constraints, minimal = constraints or {}, minimal or {}
     family = family_of(before, after, scores, constraints, metrics)
-    allowed = refuse_unlike(before, after, [*family, *(constraints or {})], allow_decoding_change)
-    known_scores([*(minimal or {})], family)
-    pairs = [pair_rows(before, after, metrics[name]) for name in dict.fromkeys([*family, *(constraints or {})])]
-    draws = draw(pairs, seed=seed, resamples=resamples, permutations=permutations)
-    p = {d.pair.metric.name: d.p for d in draws if d.p is not None and d.pair.metric.name in family}
+    known_scores([*minimal], family)
+    names = list(dict.fromkeys([*family, *constraints]))
+    allowed = refuse_unlike(before, after, names, allow_decoding_change)
+    pairs = [pair_rows(before, after, metrics[name]) for name in names]
+    draws = dict(zip(names, draw(pairs, seed=seed, resamples=resamples, permutations=permutations), strict=True))
+    p = {name: p for name in family if (p := draws[name].p) is not None}
     p_holm = dict(zip(p, holm(list(p.values())), strict=True))
     leaked = max(_leaked(before), _leaked(after))
-    entries = {
-        d.pair.metric.name: _entry(
-            d, p_holm.get(d.pair.metric.name), Rule(alpha, len(p), leaked, (minimal or {}).get(d.pair.metric.name))
-        )
-        for d in draws
-        if d.pair.metric.name in family
-    }
+    rules = {name: Rule(alpha, len(p), leaked, minimal.get(name)) for name in family}
     units = len(pairs[0].columns) if pairs else 0
+    trials = 2**units if units <= EXACT_UNITS else permutations
     return Comparison(
         before=_side(before),
         after=_side(after),
         data=after.data,
         decoding=after.decoding,
-        method=Method(
-            ci=_CI,
-            resamples=resamples,
-            test=_TEST,
-            permutations=2**units if units <= EXACT_UNITS else permutations,
-            alpha=alpha,
-            seed=seed,
-        ),
-        scores=entries,
-        constraints={
-            d.pair.metric.name: _constraint(d, constraints[d.pair.metric.name])
-            for d in draws
-            if constraints and d.pair.metric.name in constraints
-        },
+        method=Method(ci=_CI, resamples=resamples, test=_TEST, permutations=trials, alpha=alpha, seed=seed),
+        scores={name: _entry(draws[name], p_holm.get(name), rules[name]) for name in family},
+        constraints={name: _constraint(draws[name], floor) for name, floor in constraints.items()},
         allowed=allowed,
     )
 

@@ -63,9 +63,8 @@ def refuse_unlike(
         differing += _differ(f"data.{key}", getattr(before.data, key), getattr(after.data, key))
     ids = {row.id for row in before.rows}, {row.id for row in after.rows}
     if ids[0] != ids[1]:
-        differing.append(
-            f"rows.id: {len(set(ids[0]) - set(ids[1]))} only in before, {len(set(ids[1]) - set(ids[0]))} in after"
-        )
+        lost, new = len(ids[0] - ids[1]), len(ids[1] - ids[0])
+        differing.append(f"rows.id: {lost} only in before, {new} only in after")
     for name in dict.fromkeys(names):
         one, other = before.scores[name].signature, after.scores[name].signature
         differing += _differ_signature(name, one, other)

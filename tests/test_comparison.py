@@ -150,6 +150,13 @@ def test_a_minimal_difference_replaces_the_observed_one() -> None:
     assert quick(*pair, minimal={"relevance": 0.2}).scores["relevance"].n_needed == pytest.approx(197, rel=0.1)
 
 
+def test_more_scores_need_more_dialogues() -> None:
+    values = {name: normal(5, 1, 200) for name in ("relevance", "toxicity_mean")}
+    moved = {name: [x + d for x, d in zip(row, normal(0.05, 1, 200), strict=True)] for name, row in values.items()}
+    entry = quick(made(values), made(moved)).scores["relevance"]
+    assert entry.n_needed == pytest.approx(n_paired(1.0, 0.05, alpha=0.025), rel=0.1)  # 21 % more than at 0.05
+
+
 def test_identical_outputs_show_no_difference_and_need_no_number() -> None:
     same = made({"relevance": normal(1, 1, 50)})
     entry = quick(same, same).scores["relevance"]

@@ -28,6 +28,7 @@ from dialtune.statistics import (
     shares,
     sign_flip_p,
     smallest_visible,
+    standard_error,
     swapped_sums,
     t_quantile,
     unit_sums,
@@ -110,6 +111,17 @@ def test_small_samples_are_enumerated(n: int) -> None:
 def test_tied_differences_reject_no_more_than_enumeration() -> None:
     d = np.array([0.1, 0.2, 0.3, -0.1, 0.1, 0.2])  # sums of these round differently from one order to the next
     assert sign_flip_p(d) == enumerate_flips(d)
+
+
+def test_ties_that_rounding_split_count_as_ties() -> None:
+    assert 0.1 + 0.2 > 0.3
+    assert p_value([0.3, -0.3, 0.0], 0.1 + 0.2, exact=True) == 2 / 3
+
+
+def test_the_standard_error_of_few_units_is_not_the_bootstraps_own() -> None:
+    d = np.array([1.0, 2.0, 4.0, 8.0])
+    means = resampled_sums(d[:, None], seed=0)[:, 0] / 4
+    assert standard_error(means, 4) == pytest.approx(d.std(ddof=1) / 2, rel=0.03)  # 15 % more than without n / (n - 1)
 
 
 def test_random_flips_come_close_to_the_whole_enumeration() -> None:

@@ -171,7 +171,7 @@ def _tag_like(known: tuple[str, ...]) -> re.Pattern[str]:
     numbered = "|".join(sorted(map(re.escape, bases)))
     plain = {m.group(1) for m in map(_HASH_TAG.fullmatch, known) if m and not m.group(2)}
     named = "".join(rf"|#+ ?{re.escape(base)} ?#*|{re.escape(base)} ?#+" for base in sorted(plain))
-    return re.compile(rf"(?:#+ ?)?\b(?:{numbered})[ _#-]*\d+\b(?:#(?=#\w)| ?#+(?!\w)|#)?{named}", re.IGNORECASE)
+    return re.compile(rf"(?:#+ ?)?\b(?:{numbered})[ _#-]*\d+\b(?: ?#+(?!\w)|#)?{named}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
