@@ -79,7 +79,8 @@ def forest(groups: Sequence[tuple[str, Sequence[ForestRow]]], *, width: int, tit
     room = 16 if narrow else 30  # characters of a label
     longest = max(len(row.label[:room]) for _, rows in groups for row in rows)
     left = 18 + 7.6 * longest
-    figure, axes = _axes(width, 46 + 24 * n_lines, left=left, right=10 if narrow else 160)
+    right = 10 if narrow else 20 + 7.2 * max(len(row.text) for _, rows in groups for row in rows)
+    figure, axes = _axes(width, 46 + 24 * n_lines, left=left, right=right)
     y = 0.0
     for group, rows in groups:
         if len(groups) > 1:

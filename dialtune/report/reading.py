@@ -33,6 +33,7 @@ class Training:
 
     config: str
     rows: tuple[Mapping[str, Any], ...]
+    record: str  # the place of its run.json in the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def read_jobs(folder: Path) -> tuple[Job, ...]:
     if layout == "job":
         return (_read_job(folder, ""),)
     run = RunFolder(folder)
-    training = _read_training(run) if layout == "training" else None
+    training = _read_training(run, folder) if layout == "training" else None
     after = read_evaluation(folder) if run.evaluation.exists() else None
     return (
         Job(
@@ -125,7 +126,7 @@ def _read_job(folder: Path, name: str) -> Job:
         after=second,
         before=first,
         comparison=_read_comparison(run.comparison, {"before": first, "after": second}),
-        training=_read_training(train) if train else None,
+        training=_read_training(train, folder) if train else None,
         sources=_read_sources([side.path / "examples.jsonl" for side in (run, before, after)]),
         records=_read_records(folder, [before.record, *([train.record] if train else []), after.record, run.record]),
     )
@@ -137,9 +138,10 @@ def _require(files: list[Path], hint: str) -> None:
         raise ConfigError([*missing, hint[0].upper() + hint[1:]])
 
 
-def _read_training(run: RunFolder) -> Training:
+def _read_training(run: RunFolder, folder: Path) -> Training:
     _require([run.config, run.record, run.metrics], "a training run writes all three; run it, or give another folder")
-    return Training(config=_text(run.config), rows=tuple(_with_steps(run.metrics)))
+    place = run.record.relative_to(folder).as_posix()
+    return Training(config=_text(run.config), rows=tuple(_with_steps(run.metrics)), record=place)
 
 
 def _with_steps(file: Path) -> list[dict[str, Any]]:

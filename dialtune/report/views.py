@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from dialtune.metrics.table import METRICS
-from dialtune.report import plots, wording
+from dialtune.report import plots, provenance, wording
 from dialtune.report.reading import Job, Training
 from dialtune.results import Entry, EvalRow, Evaluation
 
-_DIALOGUE, _COMPLETION, _REFERENCE, _FILE = 3000, 1200, 600, 12_000  # characters shown of a text
+_DIALOGUE, _COMPLETION, _REFERENCE = 3000, 1200, 600  # characters shown of a text
 _REFERENCES = 5  # shown of a dialogue
-_ENVIRONMENT = ("versions", "commit", "seed", "seeds", "devices", "threads", "platform", "data", "outcome")
 _TONES = {"improved": "good", "worse": "bad", "no difference shown": "flat"}
 
 
@@ -103,11 +99,11 @@ def section(job: Job, place: int, shown: int) -> Section:
         cards=cards,
         cards_note=cards_note,
         counts=_two_sided(job, lambda side: {key: f"{n:,}" for key, n in wording.counts(side).items()}),
-        facts=_two_sided(job, wording.facts),
-        method=wording.method_sentence(job.comparison.method) if job.comparison else "",
-        commands=tuple(_commands(job)),
-        environment=tuple(_environment(job.records)),
-        files=tuple(_files(job)),
+        facts=_two_sided(job, provenance.facts),
+        method=provenance.method_sentence(job.comparison.method) if job.comparison else "",
+        commands=tuple(provenance.commands(job)),
+        environment=tuple(provenance.environment(job.records)),
+        files=tuple(provenance.files(job)),
         paired=job.before is not None,
     )
 
@@ -210,7 +206,10 @@ def _line(job: Job, name: str, entry: Entry | None) -> ScoreLine:
     if entry and entry.relative is not None:
         relative, relative_ci = wording.percent(entry.relative, entry.relative_ci)
     known = new or old
-    reasons = [entry.note if entry else None, *(score.reason for score in (old, new) if score)]
+    reasons = [
+        entry.note if entry and entry.note != _shared_note(job) else None,
+        *(score.reason for score in (old, new) if score),
+    ]
     dropped = f"{entry.n_dropped:,} left out: one side not scored" if entry and entry.n_dropped else None
     return ScoreLine(
         name=wording.metric_name(name),
@@ -229,6 +228,12 @@ def _line(job: Job, name: str, entry: Entry | None) -> ScoreLine:
         note="; ".join(dict.fromkeys(wording.clip(text, 200) for text in [*reasons, dropped] if text)),
         signature=known.signature if known else "",
     )
+
+
+def _shared_note(job: Job) -> str | None:
+    """The note that every compared score carries: said once, under the sentence."""
+    notes = {entry.note for entry in job.comparison.scores.values()} if job.comparison else set()
+    return notes.pop() if len(notes) == 1 else None
 
 
 def _notes(job: Job, entry: Entry | None) -> tuple[str, ...]:
@@ -351,7 +356,7 @@ def _card(job: Job, name: str, change: float, old: EvalRow | None, new: EvalRow)
     )
 
 
-# --- what was run ---
+# --- before beside after ---
 
 
 def _two_sided(job: Job, of: Callable[[Evaluation], Mapping[str, str]]) -> tuple[tuple[str, str, str], ...]:
@@ -360,38 +365,3 @@ def _two_sided(job: Job, of: Callable[[Evaluation], Mapping[str, str]]) -> tuple
         return ()
     after, before = of(job.after), of(job.before) if job.before else {}
     return tuple((key, before.get(key, ""), value) for key, value in after.items())
-
-
-def _commands(job: Job) -> list[tuple[str, str]]:
-    """(where it comes from, the command line) of everything known about how these files were made."""
-    found = []
-    for name, record in job.records.items():
-        command = record.get("command")
-        if isinstance(command, list):
-            command = shlex.join(map(str, command))
-        if isinstance(command, str) and command:
-            found.append((name, wording.clip(command, 1000)))
-    if job.before and job.comparison:
-        found.append(("in the job's folder", "dialtune compare before after"))
-    return found
-
-
-def _environment(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What the newest run.json says about code, machine and seeds, one line each."""
-    described = [record for record in records.values() if "versions" in record]
-    record = described[-1] if described else {}
-    return [(key, wording.clip(_plain(record[key]), 600)) for key in _ENVIRONMENT if record.get(key) is not None]
-
-
-def _plain(value: Any) -> str:
-    """A JSON value on one line without its punctuation."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
-
-
-def _files(job: Job) -> list[tuple[str, str]]:
-    """The recipe and every run.json, to be read as they are."""
-    texts = {"config.yaml": job.training.config} if job.training else {}
-    texts |= {name: json.dumps(record, indent=2, ensure_ascii=False) for name, record in job.records.items()}
-    return [(name, wording.clip(text, _FILE)) for name, text in texts.items()]

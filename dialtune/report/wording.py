@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dialtune.results import Comparison, Entry, Evaluation, Interval, Method, ScoreEntry, Verdict
+from dialtune.results import Comparison, Entry, Evaluation, Interval, ScoreEntry, Verdict
 
 # task: (what the model writes, the scores that may stand for the job, best first)
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -98,7 +98,7 @@ def p_value(p: float | None) -> str:
     """`0.012`; tiny ones as `< 0.0001`, never 0."""
     if p is None:
         return "not tested"
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 
 def dialogues(n: int) -> str:
@@ -194,41 +194,3 @@ def counts(evaluation: Evaluation) -> dict[str, int]:
         "not scored by every score": evaluation.n_total - evaluation.n_scored,
         "turns dropped from prompts": evaluation.data.dropped_turns,
     }
-
-
-def facts(evaluation: Evaluation) -> dict[str, str]:
-    """What was evaluated, on what and how decoded; every line as eval.json states it."""
-    model, data, decoding = evaluation.model, evaluation.data, evaluation.decoding
-    low, high = data.references
-    settings = decoding.model_dump()
-    leakage = ", ".join(f"{n:,} {kind}" for kind, n in data.leakage.items()) if data.leakage is not None else None
-    found = {
-        "model": model.name,
-        "revision": model.revision,
-        "family": model.family,
-        "adapter": model.adapter or "none",
-        "weights sha256": model.weights_sha256,
-        "dtype": model.dtype,
-        "data": f"{data.name}, split {data.split}, {dialogues(evaluation.n_total)}",
-        "data fingerprint": data.fingerprint,
-        "references per dialogue": f"{low}" if low == high else f"{low} to {high}",
-        "reference used": data.reference,
-        "also in the training data": leakage or "not looked at",
-        "prompt template sha256": data.template_sha256,
-        "decoding": settings.pop("strategy") if decoding.strategy == "file" else ", ".join(_settings(settings)),
-    }
-    return {name: clip(value or "unknown", 300) for name, value in found.items()}
-
-
-def _settings(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {value}" for name, value in settings.items()]
-
-
-def method_sentence(method: Method) -> str:
-    """How intervals, tests and verdicts were made."""
-    return clip(
-        f"Intervals: 95 %, {method.ci}, {method.resamples:,} resamples. "
-        f"Test: {method.test}; {method.permutations:,} assignments. "
-        f"Correction: Holm over all scores compared, alpha {method.alpha:g}. Unit: {method.unit}. Seed {method.seed}.",
-        800,
-    )

@@ -28,7 +28,7 @@ from dialtune.results import (
 )  # fmt: skip
 
 DATA = DataInfo(
-    name="packaged", split="test", fingerprint="5e" * 32, references=(1, 2), reference="mean",
+    name="packaged:test", split="test", fingerprint="5e" * 32, references=(1, 2), reference="mean",
     template_sha256="7a" * 32, dropped_turns=2, leakage={"exact": 0, "near": 0},
 )  # fmt: skip
 GREEDY = Decoding(strategy="greedy", max_new_tokens=64)

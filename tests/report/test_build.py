@@ -97,7 +97,9 @@ def test_everything_that_the_issue_asks_for_is_on_the_page(job: Path, made: Any)
         "Gained most", "Lost most", "#Person1#: Is the heating still broken?", "They agree.",  # dialogues, references
         "cut by the token limit 1 1", "empty 1 1", "not scored by every score 0 0",  # counts
         "5e" * 32, "learning_rate: 0.0002", "torch 2.13.0",  # data fingerprint, config, versions
-        "dialtune sft recipes/summarize-smollm2.yaml --set seed=0", "dialtune compare before after",
+        "dialtune sft recipes/summarize-smollm2.yaml --set seed=0", "dialtune compare before after --seed 0",
+        "dialtune evaluate --task summarize --data packaged:test --reference mean --out before --model smollm2-135m "
+        "--max_new_tokens 64 --num_beams 1 --seed 0",
     ):  # fmt: skip
         assert wanted in text, wanted
 
@@ -213,6 +215,22 @@ def test_a_training_run_alone_is_reported_by_its_losses(tmp_path: Path, made: An
     assert "1 step was skipped." in page.text
     assert "Scores Score" not in page.text
     assert "Gained most" not in page.text
+
+
+def test_a_run_whose_command_was_not_recorded_is_repeated_from_its_recipe(job: Path) -> None:
+    (job / "train" / "run.json").write_text('{"format": "dialtune.run/1"}')
+    text = read(build_report(job)).text
+    assert "# makes train/run.json dialtune sft train/config.yaml --output_dir again" in text
+
+
+def test_a_note_on_every_score_is_said_once_and_another_one_beside_its_score(tmp_path: Path, made: Any) -> None:
+    few = "fewer than 100 dialogues: read the interval with care"
+    entries = {name: made.entry(19.4, 31.2, note=few) for name in ("rougeL", "rouge1")}
+    assert read(build_report(made.write_job(tmp_path / "a", entries=entries))).text.lower().count(few) == 1
+    entries["bleu"] = made.entry(3.1, 6.1, note="withheld")
+    text = read(build_report(made.write_job(tmp_path / "b", entries=entries))).text
+    assert text.lower().count(few) == 3
+    assert "withheld" in text
 
 
 def test_an_evaluation_alone_compares_nothing(tmp_path: Path, made: Any) -> None:

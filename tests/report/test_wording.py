@@ -91,7 +91,14 @@ def test_the_headline_is_the_tasks_own_score_or_else_the_first(
 
 @pytest.mark.parametrize(
     ("p", "shown"),
-    [(None, "not tested"), (0.00001, "< 0.0001"), (0.00042, "0.0004"), (0.0124, "0.012"), (1.0, "1.000")],
+    [
+        (None, "not tested"),
+        (0.00001, "< 0.0001"),
+        (0.00042, "0.0004"),
+        (0.0035, "0.0035"),
+        (0.0124, "0.012"),
+        (1.0, "1.000"),
+    ],
 )
 def test_a_p_value_is_never_shown_as_zero(p: float | None, shown: str) -> None:
     assert wording.p_value(p) == shown
