@@ -20,34 +20,57 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def showing(logging_steps: int, label: str = "generating") -> Iterator[tuple[OnEvent, OnCount]]:
+    """Progress of training and of what is counted, on one display: (for trainers, for generation)."""
+    if not sys.stderr.isatty():
+        yield _Lines(logging_steps), _tenths(label)
+        return
+    with _bar() as bar:
+        yield _training_row(bar), _counting_row(bar, label)
+
+
+@contextmanager
 def counting(label: str) -> Iterator[OnCount]:
     """Progress of something that is counted, such as generation."""
-    if sys.stderr.isatty():
-        with _bar() as bar:
-            row = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(row, completed=done, total=total)
-    else:
-        yield _tenths(label)
+    with showing(1, label) as (_, tell):
+        yield tell
 
 
 @contextmanager
 def training(logging_steps: int) -> Iterator[OnEvent]:
     """Loss, tokens/s and time left of a training run; a plain line every `logging_steps` updates without a terminal."""
-    if not sys.stderr.isatty():
-        yield _Lines(logging_steps)
-        return
-    with _bar() as bar:
-        row = bar.add_task("training", total=None)
-
-        def show(kind: str, facts: Mapping[str, Any]) -> None:
-            if kind == "start":
-                bar.update(row, total=facts["total_steps"], completed=facts["step"])
-            elif kind == "step":
-                bar.update(row, completed=facts["step"], description=_numbers(facts))
-            if kind == "note" or any(name.startswith("eval_") for name in facts):
-                bar.console.print(facts.get("text") or _step_line(facts), markup=False, highlight=False)
-
+    with showing(logging_steps) as (show, _):
         yield show
+
+
+def _training_row(bar: Any) -> OnEvent:
+    row: Any = None
+
+    def show(kind: str, facts: Mapping[str, Any]) -> None:
+        nonlocal row
+        if kind == "start":
+            row = bar.add_task("training", total=facts["total_steps"], completed=facts["step"])
+        elif kind == "step":
+            bar.update(row, completed=facts["step"], description=_numbers(facts))
+        if kind == "note" or any(name.startswith("eval_") for name in facts):
+            bar.console.print(facts.get("text") or _step_line(facts), markup=False, highlight=False)
+
+    return show
+
+
+def _counting_row(bar: Any, label: str) -> OnCount:
+    row: Any = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal row
+        if row is None:
+            row = bar.add_task(label, total=total)
+        bar.update(row, completed=done)
+        if done == total:
+            bar.remove_task(row)
+            row = None
+
+    return tell
 
 
 class _Lines:
@@ -99,6 +122,8 @@ def _tenths(label: str) -> OnCount:
         if total >= 50 and done * 10 // total > shown:
             shown = done * 10 // total
             say(f"{label} {done:,}/{total:,}")
+        if done == total:
+            shown = 0
 
     return tell
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dialtune.cli.progress import counting, training
+from dialtune.cli.progress import counting, say, showing, training
 
 if TYPE_CHECKING:
     from dialtune.data.reading import DataSet
     from dialtune.models.base import LanguageModel, Sampling
-    from dialtune.results import Decoding, Evaluation
+    from dialtune.results import Evaluation
     from dialtune.types import Completion, Prompt
 
 app = typer.Typer()
@@ -45,6 +45,9 @@ Layout = Annotated[str, typer.Option(help="How rows are written; auto detects it
 Split = Annotated[str | None, typer.Option(help="Only rows of this split.", show_default=False)]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many dialogues.", show_default=False)]
 Task = Annotated[str, typer.Option(help="What the model is asked to do.")]
+Template = Annotated[
+    str | None, typer.Option(help="Prompt template, if not the one it was trained with.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "--batch_size", min=1, help="Prompts at a time.")]
 Tokens = Annotated[
@@ -61,12 +64,15 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 @app.command()
 def demo(
     job: Annotated[list[str] | None, typer.Option(help="One job; repeatable. All if left out.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the runs and the report go.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
 ) -> None:
     """Watch a packaged model get better, offline: evaluate, train, evaluate, compare, report."""
     from dialtune.labs import run_demo
+    from dialtune.report.build import build_report
 
-    run_demo(job or None, out)
+    with showing(10) as (show, progress):
+        run_demo(job or None, out, say=say, on_event=show, progress=progress)
+    typer.echo(f"report: {build_report(out)}")
 
 
 @app.command(cls=_Resumable)
@@ -124,6 +130,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="One chat message instead of --data; printed.")] = None,
     out: Annotated[Path | None, typer.Option(help="The jsonl file to write; the terminal if left out.")] = None,
     task: Task = "summarize",
+    template: Template = None,
     layout: Layout = "auto",
     split: Split = None,
     limit: Limit = None,
@@ -138,15 +145,18 @@ def generate(
 ) -> None:
     """Write a model's completions for dialogues, or for one prompt."""
     from dialtune.data.reading import read_examples
+    from dialtune.generation import generate as complete
+    from dialtune.model_evaluation import prompts_for, task_for
 
     _one_of("--data or --prompt", data, prompt)
     _one_of("--model", model)
-    sampling = _sampling(task, max_new_tokens, num_beams, temperature, top_p)
     dataset = read_examples(data, layout=layout, split=split, limit=limit) if data else None
+    chosen, budget = task_for(task, model or "", template)
+    sampling = _sampling(max_new_tokens or chosen.max_new_tokens, num_beams, temperature, top_p)
     opened = _open(model, device, dtype)
-    examples = dataset.examples if dataset else ()
-    prompts = _chat(prompt) if prompt is not None else _prompts(opened, examples, task)
-    completions = _complete(opened, prompts, sampling, batch_size, seed)
+    prompts = prompts_for(opened, dataset.examples, chosen, budget) if dataset else _chat(prompt or "")
+    with counting("generating") as progress:
+        completions = complete(opened, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
     if prompt is not None and out is None:
         typer.echo(completions[0].text)
     else:
@@ -162,9 +172,13 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder that gets eval.json.")] = None,
     task: Task = "summarize",
+    template: Template = None,
     reference: Annotated[
         str, typer.Option(help="first, mean, max or a name such as summary1; auto: mean if several.")
     ] = "auto",
+    train: Annotated[
+        str | None, typer.Option(help="Training rows to look for copies of; copies withhold 'improved'.")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Instead of the task's own; repeatable.")] = None,
     layout: Layout = "auto",
     split: Split = None,
@@ -183,13 +197,18 @@ def evaluate(
     _one_of("--model or --predictions", model, predictions)
     _one_of("--data", data)
     _one_of("--out", out)
-    judged = {"reference": reference, "metrics": metric, "task": task, "seed": seed}
     dataset = read_examples(data or "", layout=layout, split=split, limit=limit)
+    judged: dict[str, Any] = {"reference": reference, "seed": seed, "leakage": _leakage(dataset, train)}
     if predictions is not None:
-        evaluation = _score_file(dataset, predictions, judged)
+        evaluation = _score_file(dataset, predictions, task, metric, judged)
     else:
-        sampling = _sampling(task, max_new_tokens, num_beams, 0.0, 1.0)
-        evaluation = _score_model(dataset, _open(model, device, dtype), sampling, batch_size, judged)
+        from dialtune.model_evaluation import evaluate_model, task_for
+
+        chosen, budget = task_for(task, model or "", template)
+        judged["sampling"] = _sampling(max_new_tokens or chosen.max_new_tokens, num_beams, 0.0, 1.0)
+        judged |= {"metrics": metric, "max_prompt_tokens": budget, "batch_size": batch_size}
+        with counting("generating") as progress:
+            evaluation = evaluate_model(_open(model, device, dtype), dataset, chosen, progress=progress, **judged)
     typer.echo(_table(evaluation))
     typer.echo(f"written: {write_evaluation(out or Path(), evaluation)}")
 
@@ -226,13 +245,13 @@ def compare(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; RUN/report.html if left out.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run, an evaluation, or a folder of jobs such as runs/demo.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in it if left out.")] = None,
 ) -> None:
     """Make one HTML file of a run: curves, scores with intervals, examples, what was run."""
     from dialtune.report.build import build_report
 
-    typer.echo(f"written: {build_report(run, out or run / 'report.html')}")
+    typer.echo(f"written: {build_report(run, out)}")
 
 
 # --- what the commands share ---
@@ -244,12 +263,10 @@ def _one_of(names: str, *values: object) -> None:
         raise typer.BadParameter(f"{names} is needed" if given == 0 else f"give {names}, not both")
 
 
-def _sampling(task: str, max_new_tokens: int | None, num_beams: int, temperature: float, top_p: float) -> Sampling:
+def _sampling(max_new_tokens: int, num_beams: int, temperature: float, top_p: float) -> Sampling:
     from dialtune.models.base import Sampling
-    from dialtune.tasks import find_task
 
-    cap = max_new_tokens or find_task(task).max_new_tokens
-    return Sampling(max_new_tokens=cap, num_beams=num_beams, temperature=temperature, top_p=top_p)
+    return Sampling(max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature, top_p=top_p)
 
 
 def _open(name: str | None, device: str, dtype: str) -> LanguageModel:
@@ -263,23 +280,6 @@ def _chat(text: str) -> list[Prompt]:
     from dialtune.types import Message, Prompt
 
     return [Prompt("prompt", (Message("user", text),), "chat")]
-
-
-def _prompts(model: LanguageModel, examples: Sequence[Any], task: str) -> list[Prompt]:
-    from dialtune.prompts import build_prompts
-    from dialtune.tasks import find_task
-
-    limit = model.max_prompt_tokens
-    return build_prompts(examples, find_task(task), max_prompt_tokens=limit, count_tokens=model.count_tokens)
-
-
-def _complete(
-    model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int, seed: int
-) -> list[Completion]:
-    from dialtune.generation import generate
-
-    with counting("generating") as progress:
-        return generate(model, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
 
 
 def _write_completions(out: Path | None, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
@@ -300,50 +300,27 @@ def _write_completions(out: Path | None, prompts: Sequence[Prompt], completions:
         typer.echo(f"written: {out} ({len(rows):,} completions, {cut:,} cut at the cap)")
 
 
-def _score_file(dataset: DataSet, path: Path, judged: dict[str, Any]) -> Evaluation:
+def _leakage(dataset: DataSet, train: str | None) -> dict[str, int] | None:
+    """How many rows are copies, or nearly, of rows in `train`; None if that was not asked for."""
+    if train is None:
+        return None
+    from dialtune.data.audit import leaks
+    from dialtune.data.reading import read_examples
+
+    found = leaks({"train": read_examples(train).examples, "evaluated": dataset.examples}).across[0]
+    return {"exact": found.right_exact, "near": found.right_near}
+
+
+def _score_file(
+    dataset: DataSet, path: Path, task: str, metrics: list[str] | None, judged: dict[str, Any]
+) -> Evaluation:
     from dialtune.evaluation import evaluate_completions, read_predictions
     from dialtune.results import ModelInfo
     from dialtune.tasks import find_task
 
-    metrics = judged.pop("metrics") or find_task(judged["task"]).metrics
     completions = read_predictions(path, dataset.examples)
-    return evaluate_completions(dataset, completions, metrics, model=ModelInfo(name=path.name), **judged)
-
-
-def _score_model(
-    dataset: DataSet, model: LanguageModel, sampling: Sampling, batch_size: int, judged: dict[str, Any]
-) -> Evaluation:
-    from dialtune.evaluation import evaluate_completions
-    from dialtune.prompts import template_sha256
-    from dialtune.tasks import find_task
-
-    task = find_task(judged["task"])
-    metrics = judged.pop("metrics") or task.metrics
-    prompts = _prompts(model, dataset.examples, task.name)
-    return evaluate_completions(
-        dataset,
-        _complete(model, prompts, sampling, batch_size, judged["seed"]),
-        metrics,
-        model=model.info,
-        decoding=_decoding(sampling, judged["seed"]),
-        template_sha256=template_sha256(task.template),
-        dropped_turns=sum(prompt.dropped_turns for prompt in prompts),
-        **judged,
-    )
-
-
-def _decoding(sampling: Sampling, seed: int) -> Decoding:
-    from dialtune.results import Decoding
-
-    return Decoding(
-        strategy=sampling.strategy,
-        num_beams=sampling.num_beams,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_new_tokens=sampling.max_new_tokens,
-        seed=seed,
-    )
+    info, names = ModelInfo(name=path.name), metrics or find_task(task).metrics
+    return evaluate_completions(dataset, completions, names, model=info, task=task, **judged)
 
 
 def _table(evaluation: Evaluation) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
-from dialtune.cli.progress import counting, training
+from dialtune.cli.progress import counting, showing, training
 
 
 def facts(step: int, **more: object) -> dict[str, object]:
@@ -21,6 +22,13 @@ def test_counting_prints_a_line_for_each_tenth_and_none_for_small_jobs(capsys):
     assert out == ""
     assert err.splitlines()[0] == "generating 10/100"
     assert len(err.splitlines()) == 10
+
+
+def test_counting_starts_again_for_the_next_job(capsys):
+    with counting("generating") as tell:
+        tell(60, 60)
+        tell(60, 60)
+    assert capsys.readouterr().err == "generating 60/60\ngenerating 60/60\n"
 
 
 def test_training_prints_the_first_the_last_each_evaluation_and_every_so_many(capsys):
@@ -67,8 +75,11 @@ def test_on_a_terminal_a_bar_shows_loss_speed_and_notes(monkeypatch):
         show("note", {"text": "[not markup]"})
         show("step", facts(1, eval_loss=1.25))
         show("step", facts(2))
-    with counting("generating") as tell:
+    with showing(10) as (_, tell):
         tell(3, 4)
+        time.sleep(0.15)  # the display is drawn ten times a second
+        tell(4, 4)
+        tell(1, 9)
     assert "[not markup]" in screen.getvalue()
     assert "update 1: loss 2.000, eval_loss 1.250, 1,234 tokens/s" in screen.getvalue()
     assert "3/4" in screen.getvalue()
