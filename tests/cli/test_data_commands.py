@@ -104,6 +104,14 @@ def test_split_writes_one_file_per_split_and_the_seed_decides(data: Path, tmp_pa
     assert isinstance(run("split", data, "--out", tmp_path, "--share", "train").exception, ConfigError)
 
 
+def test_split_keeps_near_duplicates_together_unless_told_otherwise(tmp_path: Path) -> None:
+    path, words = tmp_path / "near.jsonl", " ".join(f"word{i}" for i in range(30))
+    path.write_text("\n".join(json.dumps({"dialogue": f"Anna: {words} {i}", "summary": "x"}) for i in range(9)))
+    alike = run("split", path, "--out", tmp_path / "a").exception
+    assert str(alike).startswith("split: validation stays empty: the 9 rows form only 1 clusters of duplicates")
+    assert run("split", path, "--out", tmp_path / "b", "--exact").exit_code == 0
+
+
 def test_leaks_names_both_sides_and_can_fail_a_pipeline(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "test.jsonl"
     other.write_text(json.dumps({**ROWS[3], "id": "t0"}))

@@ -264,3 +264,57 @@ def test_every_recipe_makes_two_updates_on_tiny_weights(path, saved_model):
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["eval_loss"] > 0
+
+
+# demo
+
+
+def test_demo_passes_its_jobs_on_and_builds_the_report_of_the_folder(rows, monkeypatch, capsys):
+    def run_demo(jobs, out, *, say, on_event, progress):
+        say(f"jobs {jobs}")
+        score(["x"] * DIALOGUES, f"{out}/summarize/before", "--metric", "rougeL")
+        score([row["summary"] for row in rows], f"{out}/summarize/after", "--metric", "rougeL")
+        run_command(["compare", f"{out}/summarize/before", f"{out}/summarize/after", "--out", f"{out}/summarize"])
+        return {}
+
+    monkeypatch.setattr("dialtune.labs.run_demo", run_demo)
+    assert run_command(["demo", "--job", "summarize", "--out", "d"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "jobs ['summarize']\n"
+    assert out.endswith("report: d/report.html\n")
+    assert Path("d/report.html").exists()
+
+
+def test_demo_names_the_jobs_there_are(capsys):
+    assert run_command(["demo", "--job", "sumarize"]) == 2
+    assert "there are: summarize" in capsys.readouterr().err
+
+
+# leaks and templates
+
+
+def test_rows_that_training_has_seen_are_counted_in_eval_json(rows):
+    texts = [row["summary"] for row in rows]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    assert score(texts, "e", "--metric", "rougeL", "--train", "train.jsonl") == 0
+    assert json.loads(Path("e/eval.json").read_text())["data"]["leakage"]["exact"] == 5
+
+
+def test_another_template_changes_what_is_recorded(rows, saved_model):
+    common = ["evaluate", "--model", str(saved_model("bart")), "--data", "rows.jsonl", "--limit", "2"]
+    small = ["--max-new-tokens", "2", "--metric", "rougeL"]
+    assert run_command([*common, *small, "--out", "a"]) == 0
+    assert run_command([*common, *small, "--out", "b", "--template", "plain"]) == 0
+    hashes = {json.loads(Path(f"{side}/eval.json").read_text())["data"]["template_sha256"] for side in "ab"}
+    assert len(hashes) == 2
+
+
+def test_a_model_folder_with_a_pickle_is_refused_in_one_message(rows, saved_model, capsys):
+    folder = saved_model("llama")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    capsys.readouterr()
+    assert run_command(["evaluate", "--model", str(folder), "--data", "rows.jsonl", "--out", "x"]) == 2
+    err = capsys.readouterr().err
+    assert "pytorch_model.bin" in err
+    assert len(err.splitlines()) <= 3
