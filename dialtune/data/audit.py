@@ -212,7 +212,6 @@ def leaks(sets: Mapping[str, Sequence[Example]], *, near: bool = True, threshold
         forms = [normal_form(text) for text in plain]
         texts.update(zip(forms, plain, strict=True))
         prepared.append(_Set(name, [example.id for example in examples], forms, similar))
-    texts.pop("", None)  # dialogues without a letter are equal to nothing
     keys, scores = list(texts), dict[tuple[str, str], float]()
     for i, j, score in near_pairs(list(texts.values()), threshold) if near else ():
         similar.setdefault(keys[i], set()).add(keys[j])

@@ -46,6 +46,11 @@ def split_examples(
     for rows in order:
         wanting = max(shares, key=lambda name: shares[name] * len(examples) - len(chosen[name]))
         chosen[wanting].extend(rows)
+    if empty := [name for name, rows in chosen.items() if not rows]:
+        raise ConfigError(
+            f"split: {empty[0]} stays empty: the {len(examples)} rows form only {len(members)} clusters of duplicates; "
+            "keep exact copies together only (near=False, --exact), or bring more dialogues"
+        )
     return {name: tuple(examples[index] for index in sorted(rows)) for name, rows in chosen.items()}
 
 

@@ -77,6 +77,7 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
 
 
 @given(TEXTS, st.sets(st.sampled_from(STEPS)))
+@example("<b #Person1#> <script>#Person1#</script> <!-- #Person1# --> http://a.b/#Person1#", set(STEPS))
 @settings(max_examples=300, deadline=None)
 def test_no_step_loses_a_speaker_tag_inside_a_text(text: str, chosen: set[str]) -> None:
     cleaned = clean_text(text, choose_steps(chosen))

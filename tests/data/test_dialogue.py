@@ -53,6 +53,7 @@ def test_a_tag_is_taken_as_written(line: str, speaker: str, content: str) -> Non
         "I said: no.",
         "Monday: closed",
         "anna: hi",
+        "and Anna: hi",
         "Anna:hi",
         "We met Anna. Ben: he was late",
         "Okay. So: no",
@@ -69,6 +70,12 @@ def test_a_sentence_with_a_colon_is_no_speaker(line: str) -> None:
 def test_an_eou_line_has_untagged_turns_and_no_empty_last_one() -> None:
     turns = parse_dialogue("Say , Jim . __eou__ You know : no . __eou__")
     assert turns == (Message("user", "Say , Jim .", ""), Message("user", "You know : no .", ""))
+
+
+def test_every_kind_of_line_end_ends_a_turn_and_an_empty_turn_stays() -> None:
+    turns = parse_dialogue("Anna: a\r\nBen: b\rCy:\n\nAnna: c")
+    assert [(turn.speaker, turn.content) for turn in turns] == [("Anna", "a"), ("Ben", "b"), ("Cy", ""), ("Anna", "c")]
+    assert render_dialogue(turns) == "Anna: a\nBen: b\nCy:\nAnna: c"
 
 
 def test_chat_messages_are_rendered_with_their_role() -> None:

@@ -45,6 +45,20 @@ def test_the_seed_decides_and_the_order_of_the_rows_does_not() -> None:
     assert [e.id for e in one["train"]] == [e.id for e in examples if e.id in ids[0]["train"]]
 
 
+def test_the_words_decide_and_the_ids_do_not() -> None:
+    examples = rows(60)
+    renamed = [Example(f"x{59 - i}", e.messages) for i, e in enumerate(examples)]
+    one, two = split_examples(examples, seed=0), split_examples(renamed, seed=0)
+    assert [e.messages for e in one["test"]] == [e.messages for e in two["test"]]
+
+
+def test_a_split_that_stays_empty_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="split: validation stays empty: the 6 rows form only 1 clusters of duplicates"
+    ):
+        split_examples(rows(1, copies=6), seed=0)
+
+
 @pytest.mark.parametrize("shares", [{"a": 0.5, "b": 0.6}, {"a": 1.0, "b": 0.0}, {"a": -1.0, "b": 2.0}])
 def test_shares_that_do_not_sum_to_one_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"fractions: got a .*, b .*; allowed: positive shares that sum to 1"):
