@@ -117,18 +117,21 @@ def run(
         "eval_loss by epoch": [round(value, 4) for value in losses],
     }
     for before_row, after_row in list(zip(before.rows, after.rows, strict=True))[:3]:
-        print(
-            f"  {before_row.id}\n    before: {before_row.completion[:200]!r}\n    after:  {after_row.completion[:200]!r}"
-        )
+        for side, text in (("before", before_row.completion), ("after ", after_row.completion)):
+            print(f"  {before_row.id} {side}: {text[:200]!r}")
     return row, comparison
 
 
 def judge(model: str, test: DataSet, options: argparse.Namespace) -> Evaluation:
     task, budget = task_for("summarize", model)
     batch_size = 128 if options.gpu else 32
+
+    def show(done: int, total: int) -> None:
+        print(f"  {done}/{total}", flush=True)
+
     return evaluate_model(
         load_model(model), test, task, sampling=Sampling(max_new_tokens=96), max_prompt_tokens=budget or 1024,
-        batch_size=batch_size, leakage={"exact": 0, "near": 0}, progress=lambda done, n: print(f"  {done}/{n}", flush=True),
+        batch_size=batch_size, leakage={"exact": 0, "near": 0}, progress=show,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The labs, each a straight line: evaluate, train, evaluate, compare, report. What `dialtune demo` runs, offline."""
+"""The labs, each a straight line: evaluate, train, evaluate, compare. What `dialtune demo` runs, offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dialtune.generation import Progress
 from dialtune.model_evaluation import evaluate_model, task_for, write_examples
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
-from dialtune.report.build import build_report
 from dialtune.results import Comparison, Evaluation
 from dialtune.runs import remove
 from dialtune.trainers.sft import OnEvent, ignore_events
@@ -36,11 +35,11 @@ def run_demo(
     on_event: OnEvent = ignore_events,
     progress: Progress | None = None,
 ) -> dict[str, Comparison]:
-    """Run the labs on the packaged model and dialogues, and write one report over all of them.
+    """Run the labs on the packaged model and dialogues; `report.build.build_report(out)` then shows all of them.
 
     Args:
         jobs: names from JOBS; None is all.
-        out: gets one folder per job and report.html; a job's folder from an earlier demo is replaced.
+        out: gets one folder per job; a job's folder from an earlier demo is replaced.
         say: told each stage in a line.
         on_event: told about training.
         progress: told about generation.
@@ -59,7 +58,6 @@ def run_demo(
         if folder.exists():
             remove(folder)
         verdicts[name] = JOBS[name](folder, say, on_event, progress)
-    say(f"report: {build_report(out)}")
     return verdicts
 
 

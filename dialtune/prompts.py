@@ -31,7 +31,13 @@ class Template:
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
-        Template("summarize", "Summarize the dialogue in one or two sentences.\n\n{dialogue}\n\nSummary:"),
+        # Chat models that are given no system message often add one that names themselves, and then summarize that.
+        Template(
+            "summarize",
+            "Summarize the dialogue in one or two sentences.\n\n{dialogue}\n\nSummary:",
+            system="You summarize dialogues.",
+        ),
+        Template("summarize-flan", "Summarize the following dialogue.\n\n{dialogue}\n\nSummary:"),
         Template("summarize-t5", "summarize: {dialogue}"),  # the prefix of T5's own pre-training
         Template("plain", "{dialogue}"),  # BART and Pegasus, as published
         Template("chat", None),

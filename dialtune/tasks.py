@@ -23,7 +23,11 @@ TASKS: dict[str, Task] = {
         Task(
             "summarize",
             template="summarize",
-            metrics=("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
+            metrics=(
+                *("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
+                *("tag_integrity", "speaker_coverage", "role_swap_margin"),
+                *("length_ratio", "copy_rate", "novel_2grams"),
+            ),
             max_new_tokens=128,
         ),
     )

@@ -149,8 +149,8 @@ def tiny_gpt2(dropout: float = 0.0) -> tuple[Any, Any]:
 
     tokenizer = make_base_tokenizer()
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=512, resid_pdrop=dropout, embd_pdrop=dropout,
-        attn_pdrop=dropout, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=512, resid_pdrop=dropout,
+        embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=0, eos_token_id=0, pad_token_id=1,
     )  # fmt: skip
     return GPT2LMHeadModel(config), tokenizer
 

@@ -57,6 +57,7 @@ ORDER = [
     "metrics/text",
     "metrics/table",
     "trainers/signals",
+    "trainers/memory",
     "trainers/batching",
     "trainers/update",
     "trainers/sft",

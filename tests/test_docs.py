@@ -18,6 +18,7 @@ from dialtune.config.loading import ALIASES
 from dialtune.data.cleaning import STEPS
 from dialtune.data.layouts import LAYOUTS
 from dialtune.metrics.table import METRICS
+from dialtune.prompts import TEMPLATES
 from dialtune.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,10 +80,11 @@ def test_every_metric_is_documented():
     [
         (get_args(schema.TaskName), TASKS),
         (get_args(schema.MetricName), METRICS),
+        (get_args(schema.TemplateName), TEMPLATES),
         (get_args(schema.LayoutName), {"auto": None, **LAYOUTS}),
         (get_args(schema.CleaningStep), STEPS),
     ],
-    ids=["tasks", "metrics", "layouts", "cleaning steps"],
+    ids=["tasks", "metrics", "templates", "layouts", "cleaning steps"],
 )
 def test_the_names_a_recipe_may_use_equal_their_tables(names, table):
     assert sorted(names) == sorted(table)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 # Names a recipe may use. A test holds each equal to its table, so that a typo shows before torch loads.
 TaskName = Literal["summarize"]
+TemplateName = Literal["summarize", "summarize-flan", "summarize-t5", "plain", "chat"]
 MetricName = Literal[
     "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_max", "rouge2_max", "rougeL_max", "rougeLsum_max",
     "bleu", "chrf", "tag_integrity", "speaker_coverage", "role_swap_margin", "length_ratio", "copy_rate",
@@ -171,6 +172,9 @@ class RunConfig(_Section):
     )
     task: TaskName = Field(
         "summarize", description="Sets prompt template, metrics and length cap; the main job by default."
+    )
+    template: TemplateName | None = Field(
+        None, description="How a dialogue becomes a prompt; null: the task's own. plain for BART, as published."
     )
     data: DataConfig = Field(description="Where the rows are.")
     lora: LoraConfig | None = Field(None, description="Adapter; null trains every weight, best where memory allows.")

@@ -26,6 +26,7 @@ from dialtune.results import ModelInfo
 from dialtune.runs import RunFolder, write_text_atomic
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+OpenModel = CausalLM | Seq2SeqLM  # what `load_model` gives: a LanguageModel with its tokenizer and transformers core
 NOTES = "dialtune.json"  # beside saved weights: packaged name of the base, task, template, prompt budget
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -38,7 +39,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     merge_adapter: bool = True,
-) -> CausalLM | Seq2SeqLM:
+) -> OpenModel:
     """Open a model for generation or training.
 
     Args:
@@ -171,7 +172,7 @@ def _result_of_run(folder: Path) -> Path:
 
 def _open(  # noqa: PLR0913  internal, one caller
     name: str, folder: Path, config: Any, dtype: torch.dtype, device: torch.device, revision: str | None, remote: bool
-) -> CausalLM | Seq2SeqLM:
+) -> OpenModel:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     is_seq2seq = bool(config.is_encoder_decoder)
@@ -197,7 +198,7 @@ def _open(  # noqa: PLR0913  internal, one caller
     return model
 
 
-def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: bool) -> CausalLM | Seq2SeqLM:
+def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: bool) -> OpenModel:
     from peft import PeftModel
 
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -232,7 +233,7 @@ def _config_of(name: str, folder: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _check_head(model: CausalLM | Seq2SeqLM) -> None:
+def _check_head(model: OpenModel) -> None:
     """The states-then-head path must give the whole model's logits; some architectures post-process them."""
     whole, ours = model.probe_logits()
     if not torch.allclose(whole, ours, atol=1e-3 if whole.dtype == torch.float32 else 0.25, rtol=0.02):

@@ -18,10 +18,8 @@ from dialtune.generation import generate
 from dialtune.metrics.base import chosen_references
 from dialtune.metrics.table import METRICS
 from dialtune.models.base import LanguageModel, Sampling
-from dialtune.models.causal import CausalLM
-from dialtune.models.loading import bf16_is_faster, choose_device, load_model
+from dialtune.models.loading import OpenModel, bf16_is_faster, choose_device, load_model
 from dialtune.models.lora import attach_lora, count_parameters
-from dialtune.models.seq2seq import Seq2SeqLM
 from dialtune.prompts import build_prompts
 from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
 from dialtune.seeds import seed_for
@@ -37,7 +35,7 @@ class Prepared:
 
     config: RunConfig
     task: Task
-    model: CausalLM | Seq2SeqLM
+    model: OpenModel
     train: DataSet
     validation: DataSet | None
     rows: list[TokenRow]
@@ -103,7 +101,7 @@ def run_sft(
 
 def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     """Read the data, open the model (from `weights` when resuming), build and tokenise the rows."""
-    task = find_task(config.task)
+    task = task_of(config)
     train = _read(config, config.data.train, config.data.max_train_rows)
     validation = None
     if config.data.validation is not None:
@@ -117,6 +115,12 @@ def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     return Prepared(config, task, model, train, validation, rows, validation_rows, dropped, fingerprint)
 
 
+def task_of(config: RunConfig) -> Task:
+    """The recipe's task, asked by the recipe's template."""
+    task = find_task(config.task)
+    return task if config.template is None else replace(task, template=config.template)
+
+
 def with_compute_dtype(config: RunConfig) -> RunConfig:
     """The recipe with `bf16: auto` decided for this machine, so that config.yaml says what was computed."""
     if config.bf16 != "auto":
@@ -124,7 +128,7 @@ def with_compute_dtype(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"bf16": not config.fp16 and bf16_is_faster(choose_device("auto"))})
 
 
-def open_for_training(config: RunConfig, weights: Path | None = None) -> CausalLM | Seq2SeqLM:
+def open_for_training(config: RunConfig, weights: Path | None = None) -> OpenModel:
     """The recipe's model with its trainable parts in fp32 (an adapter, or everything) and frozen weights in bf16."""
     half: Literal["bfloat16", "float32"] = "bfloat16" if config.bf16 is True else "float32"
     model = load_model(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dialtune.config.schema import RunConfig
 from dialtune.errors import NonFiniteError, TrainingError
 from dialtune.seeds import seed_for
+from dialtune.trainers.memory import keep_freed_memory
 
 MAX_SKIPS_IN_A_ROW = 5
 MAX_SKIP_SHARE = 0.05  # of the last SKIP_WINDOW updates, once that many were made
@@ -42,6 +43,8 @@ class Updater:
     """AdamW, its schedule and its guards over the trainable parameters of one module."""
 
     def __init__(self, module: nn.Module, config: RunConfig, *, total_steps: int, device: torch.device) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.module, self.config, self.total_steps = module, config, total_steps
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         optimizer = torch.optim.AdamW(
