@@ -232,7 +232,7 @@ def sync_rows(path: Path) -> int:
     """The file's length in bytes, after making it durable; a checkpoint stores it so that resume can cut back to it."""
     if not path.exists():
         return 0
-    with open(path, "r+b") as file:
+    with open(path, "rb") as file:
         os.fsync(file.fileno())
         return file.seek(0, os.SEEK_END)
 

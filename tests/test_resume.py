@@ -298,7 +298,7 @@ def test_k1_a_crash_at_any_file_event_of_a_run_costs_no_checkpoint_and_no_bit(
         leftovers = [path.name for path in run.iterdir() if path.name.startswith((".tmp", ".del", ".old"))]
         assert leftovers == [], f"{mode} at {event}"
     assert codes <= ({0, 137} if mode != "term" else {0, 143, -signal.SIGTERM})
-    assert points >= 80 // every, f"{points} file events are fewer than the files of a run"
+    assert points >= 75 // every, f"{points} file events are fewer than the files of a run"
 
 
 def _contains_signal(run: Path) -> bool:
