@@ -183,7 +183,7 @@ def mean_loss(model: LanguageModel, rows: Sequence[TokenRow], config: RunConfig)
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
     total, n_tokens = 0.0, 0
     model.module.eval()
-    with torch.no_grad(), compute_dtype(config, model.device):
+    with torch.no_grad(), compute_dtype(model.module, config, model.device):
         for at in range(0, len(order), config.per_device_eval_batch_size):
             chosen = [rows[i] for i in order[at : at + config.per_device_eval_batch_size]]
             batch = model.batch([row.query for row in chosen], [row.response for row in chosen])

@@ -113,7 +113,7 @@ class Updater:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.updates, self.n_skipped = state["updates"], state["n_skipped"]
-        self.recent = deque((bool(flag) for flag in state["recent"]), maxlen=SKIP_WINDOW)
+        _ = deque((bool(flag) for flag in state["recent"]), maxlen=SKIP_WINDOW)
 
     def _accumulate(
         self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: int, number: int
@@ -138,7 +138,7 @@ class Updater:
         total = torch.zeros((), device=self.device)
         for micro, rows in enumerate(parts):
             torch.manual_seed(seed_for(self.config.seed, "dropout", number, micro))
-            with compute_dtype(self.config, self.device):
+            with compute_dtype(self.module, self.config, self.device):
                 loss = loss_sum(rows) / n_tokens
             total += loss.detach()
             if self.device.type == "cpu" and not math.isfinite(loss.item()):
@@ -175,11 +175,21 @@ class Updater:
 
 
 @contextmanager
-def compute_dtype(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """Autocast to the recipe's dtype: bf16 or fp16 products, fp32 master weights; nothing in fp32."""
+def compute_dtype(module: nn.Module, config: RunConfig, device: torch.device) -> Iterator[None]:
+    """Autocast to the recipe's dtype: bf16 or fp16 products, fp32 master weights; nothing in fp32.
+
+    Adapters otherwise copy their input to fp32 first, which autocast then casts back: a fifth of a step.
+    """
     dtype = torch.bfloat16 if config.bf16 is True else torch.float16 if config.fp16 else None
-    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        yield
+    adapters = [part for part in module.modules() if getattr(part, "cast_input_dtype_enabled", False) and dtype]
+    for part in adapters:
+        part.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    try:
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            yield
+    finally:
+        for part in adapters:
+            part.cast_input_dtype_enabled = True  # type: ignore[assignment]
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
