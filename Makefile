@@ -1,0 +1,53 @@
+# Everything runs inside .venv, which the first target makes from nothing but Python >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check slow docs bench bench-summarize bench-sft setup setup-dev setup-bench clean
+
+demo: setup                        ## the main job, offline: evaluate, train, evaluate, compare, report
+	$(BIN)/dialtune demo --out runs/demo
+
+test: setup-dev                    ## the test suite
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+
+slow: setup-dev                    ## the long proofs: kills, crash points, flipped bytes
+	$(BIN)/python -m pytest -m slow
+
+check: setup-dev                   ## lint, format, types, generated docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: setup-dev                    ## write the generated pages
+	$(BIN)/python docs/generate.py
+
+bench: bench-summarize bench-sft   ## all benchmarks; results/*.json and a table each
+
+bench-summarize: setup
+	$(BIN)/python benchmarks/bench_summarize.py
+
+bench-sft: setup-bench
+	$(BIN)/python benchmarks/bench_sft.py
+
+setup: .venv/installed
+setup-dev: .venv/installed-dev
+setup-bench: .venv/installed-bench
+
+.venv/installed: pyproject.toml constraints.txt requirements/offline.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dialtune needs Python 3.11 or newer; run: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/offline.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 datasets
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist *.egg-info
