@@ -113,7 +113,7 @@ class Updater:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.updates, self.n_skipped = state["updates"], state["n_skipped"]
-        _ = deque((bool(flag) for flag in state["recent"]), maxlen=SKIP_WINDOW)
+        self.recent = deque((bool(flag) for flag in state["recent"]), maxlen=SKIP_WINDOW)
 
     def _accumulate(
         self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: int, number: int
