@@ -23,6 +23,7 @@ from typing import Any
 from record import print_table, shared_data, write_result
 
 BATCH = {"causal": 8, "seq2seq": 16}
+BATCHINGS = ("same", "own", "grouped")
 PEERS = {"causal": ("trainer", "trl"), "seq2seq": ("trainer",)}
 RATE = 1e-4
 
@@ -35,37 +36,39 @@ def main() -> None:
     rows, headline, gaps = [], {}, {}
     for family in ("causal", "seq2seq"):
         contenders = ("dialtune", *PEERS[family])
-        equal = {name: call(options, name, family, "same", steps=6, fp32=True)["losses"] for name in contenders}
+        equal = {name: call(options, name, family, fp32=True)["same"]["losses"] for name in contenders}
         for name in PEERS[family]:
             pairs = zip(equal["dialtune"], equal[name], strict=True)
             gaps[f"{family} {name}"] = max(abs(a - b) for a, b in pairs)
-        for batching in ("same", "own", "grouped"):
-            found: dict[str, list[float]] = {name: [] for name in contenders}
-            for turn in range(options.rounds):
-                for name in contenders if turn % 2 == 0 else contenders[::-1]:
-                    result = call(options, name, family, batching, steps=options.steps)
-                    found[name].append(result["tokens"] / result["seconds"])
-                    print(f"{family} {batching} {name}: {found[name][-1]:.0f} tokens/s", flush=True)
-            ours = found["dialtune"]
-            best = max(PEERS[family], key=lambda name: median(found[name]))
-            ratios = [a / b for a, b in zip(ours, found[best], strict=True)]
+        print("fp32 losses", equal, flush=True)
+        found: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in contenders} for kind in BATCHINGS}
+        for turn in range(options.rounds):
+            for name in contenders if turn % 2 == 0 else contenders[::-1]:
+                result = call(options, name, family)
+                for kind in BATCHINGS:
+                    found[kind][name].append(result[kind]["tokens"] / result[kind]["seconds"])
+                    print(f"{family} {kind} {name}: {found[kind][name][-1]:.0f} tokens/s", flush=True)
+        for kind in BATCHINGS:
+            best = max(PEERS[family], key=lambda name: median(found[kind][name]))
+            ratios = [a / b for a, b in zip(found[kind]["dialtune"], found[kind][best], strict=True)]
             rows.append(
-                {"family": family, "batching": batching}
-                | {f"{name} tokens/s": round(median(values), 1) for name, values in found.items()}
+                {"family": family, "batching": kind}
+                | {f"{name} tokens/s": round(median(values), 1) for name, values in found[kind].items()}
                 | {"faster peer": best, "ratio": round(median(ratios), 3), "lowest": round(min(ratios), 3)}
             )
-            headline[f"{family}_ratio_{batching}"] = median(ratios)
+            headline[f"{family}_ratio_{kind}"] = median(ratios)
     print_table([{key: row.get(key, "-") for key in rows[0]} for row in rows])
     print("largest loss gap in fp32:", {name: f"{gap:.2e}" for name, gap in gaps.items()})
     headline |= {f"{family}_ratio": headline[f"{family}_ratio_own"] for family in ("causal", "seq2seq")}
     headline["largest_loss_gap_fp32"] = max(gaps.values())
-    write_result("sft", rows, headline, loss_gaps=gaps, rounds=options.rounds, updates=options.steps)
+    name = "sft-lora" if options.lora else "sft"
+    write_result(name, rows, headline, loss_gaps=gaps, rounds=options.rounds, updates=options.steps)
 
 
-def call(options: argparse.Namespace, name: str, family: str, batching: str, *, steps: int, fp32: bool = False) -> Any:
+def call(options: argparse.Namespace, name: str, family: str, *, fp32: bool = False) -> Any:
     """One contender in a process of its own."""
-    command = [sys.executable, __file__, "--worker", name, "--family", family, "--batching", batching]
-    command += ["--steps", str(steps), *(["--fp32"] if fp32 else []), *(["--lora"] if options.lora else [])]
+    command = [sys.executable, __file__, "--worker", name, "--family", family, "--steps", str(options.steps)]
+    command += [*(["--fp32"] if fp32 else []), *(["--lora"] if options.lora else [])]
     command += ["--shared", options.shared] if options.shared else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -74,7 +77,7 @@ def call(options: argparse.Namespace, name: str, family: str, batching: str, *, 
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """Train a few updates; tokens, seconds and losses without the two warm-up updates."""
+    """A few updates under each batching; tokens, seconds and losses without the warm-up update."""
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     import torch
 
@@ -82,9 +85,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     model = open_model(options)
     rows = token_rows(model, options)
-    if options.worker == "dialtune":
-        return run_dialtune(model, rows, options)
-    return run_peer(model, rows, options)
+    run = run_dialtune if options.worker == "dialtune" else run_peer
+    return {kind: run(model, rows, kind, options) for kind in (("same",) if options.fp32 else BATCHINGS)}
+
+
+def batch_of(options: argparse.Namespace) -> int:
+    return BATCH[options.family] // (2 if options.fp32 else 1)  # fp32 is for equality, not for speed
 
 
 def open_model(options: argparse.Namespace) -> Any:
@@ -131,26 +137,30 @@ def token_rows(model: Any, options: argparse.Namespace) -> list[Any]:
     prompts = build_prompts(examples, find_task("summarize"), max_prompt_tokens=512, count_tokens=model.count_tokens)
     rows = tokenize_rows(model, prompts, [example.references[0] for example in examples], max_response=128)
     random.Random(0).shuffle(rows)
-    return rows[: 64 * BATCH[options.family]]
+    return rows[: 64 * batch_of(options)]
 
 
-def run_dialtune(model: Any, rows: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+def run_dialtune(model: Any, rows: Sequence[Any], kind: str, options: argparse.Namespace) -> dict[str, Any]:
     from dialtune.config.schema import RunConfig
     from dialtune.runs import RunFolder
-    from dialtune.trainers.sft import train_sft
+    from dialtune.trainers import batching, sft
 
     config = RunConfig(
         model="benchmark", data={"train": "benchmark"}, learning_rate=RATE, lr_scheduler_type="constant",
-        per_device_train_batch_size=BATCH[options.family], max_steps=options.steps + 2, bf16=not options.fp32,
-        group_by_length=options.batching != "same", save_total_limit=1, seed=0,
+        per_device_train_batch_size=batch_of(options), max_steps=options.steps + 1, bf16=not options.fp32,
+        group_by_length=kind != "same", save_total_limit=1, seed=0,
     )  # fmt: skip
-    found: list[dict[str, Any]] = []
+    found: list[Any] = []
+
+    def note(event: str, facts: Any) -> None:
+        if event == "step":
+            found.append(facts)
+
     with tempfile.TemporaryDirectory() as folder:
-        train = train_sft if options.batching != "same" else in_given_order(train_sft)
-        train(
-            model, rows, config, RunFolder(folder), on_event=lambda kind, facts: kind == "step" and found.append(facts)
-        )
-    timed = found[2:]
+        sft.epoch_batches = batching.epoch_batches if kind != "same" else in_given_order
+        sft.save_checkpoint = no_checkpoint
+        sft.train_sft(model, rows, config, RunFolder(folder), on_event=note)
+    timed = found[1:]
     return {
         "tokens": sum(row["tokens_per_s"] * row["step_s"] for row in timed),
         "seconds": sum(row["step_s"] for row in timed),
@@ -158,28 +168,26 @@ def run_dialtune(model: Any, rows: Sequence[Any], options: argparse.Namespace) -
     }
 
 
-def in_given_order(train: Any) -> Any:
-    """The loop with batches cut from the rows as they stand: what a sequential sampler gives the peers."""
-    from dialtune.trainers import sft
-
-    def cut(lengths: Sequence[int], batch_size: int, **_: Any) -> list[list[int]]:
-        return [list(range(at, min(at + batch_size, len(lengths)))) for at in range(0, len(lengths), batch_size)]
-
-    sft.epoch_batches = cut
-    return train
+def no_checkpoint(*_: Any, **__: Any) -> None:
+    """The peers are told not to save either."""
 
 
-def run_peer(model: Any, rows: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+def in_given_order(lengths: Sequence[int], batch_size: int, **_: Any) -> list[list[int]]:
+    """Batches cut from the rows as they stand: what a sequential sampler gives the peers."""
+    return [list(range(at, min(at + batch_size, len(lengths)))) for at in range(0, len(lengths), batch_size)]
+
+
+def run_peer(model: Any, rows: Sequence[Any], kind: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
 
     clock = Clock()
     callback = type("Callback", (TrainerCallback,), {"on_step_begin": clock.begin, "on_step_end": clock.end})()
-    strategy = {"same": "sequential", "own": "random", "grouped": "group_by_length"}[options.batching]
+    strategy = {"same": "sequential", "own": "random", "grouped": "group_by_length"}[kind]
     settings: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": BATCH[options.family], "learning_rate": RATE,
-        "max_steps": options.steps + 2, "lr_scheduler_type": "constant", "bf16": not options.fp32, "use_cpu": True,
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": batch_of(options), "learning_rate": RATE,
+        "max_steps": options.steps + 1, "lr_scheduler_type": "constant", "bf16": not options.fp32, "use_cpu": True,
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "weight_decay": 0.0,
         "gradient_checkpointing": False, "train_sampling_strategy": strategy, "seed": 0, "dataloader_num_workers": 0,
         "optim": "adamw_torch_fused", "remove_unused_columns": False,
@@ -189,7 +197,7 @@ def run_peer(model: Any, rows: Sequence[Any], options: argparse.Namespace) -> di
     model.module.to(torch.float32)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"tokens": sum(clock.tokens[2:]), "seconds": sum(clock.seconds[2:]), "losses": losses}
+    return {"tokens": sum(clock.tokens[1 : options.steps + 1]), "seconds": sum(clock.seconds[1:]), "losses": losses}
 
 
 class Clock:
@@ -267,13 +275,12 @@ PEER = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8, help="timed updates per process")
+    parser.add_argument("--steps", type=int, default=4, help="timed updates per process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", action="store_true", help="LoRA r=16 on all linear layers instead of all weights")
     parser.add_argument("--shared", help="folder of the corpora, if not ../shared/data")
     parser.add_argument("--worker", choices=("dialtune", "trainer", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--family", default="causal", help=argparse.SUPPRESS)
-    parser.add_argument("--batching", default="same", help=argparse.SUPPRESS)
     parser.add_argument("--fp32", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
