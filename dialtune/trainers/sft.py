@@ -160,12 +160,13 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
                 "step_s": elapsed,
             }
             if evaluate and plan.is_due(state.step, config.eval_steps):
-                row |= evaluate(model)
+                row |= {name: value if math.isfinite(value) else None for name, value in evaluate(model).items()}
                 state = _note_best(state, row, config)
             append_row(run.metrics, row)
             on_event("step", row)
             done = _stopped_early(state, config)
-            if done or stop.number or plan.is_due(state.step, config.save_steps or config.eval_steps):
+            best = config.load_best_model_at_end and state.best_step == state.step
+            if done or best or stop.number or plan.is_due(state.step, config.save_steps or config.eval_steps):
                 save()
             if stop.number and state.step < plan.total_steps and not done:
                 raise InterruptedRunError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,7 @@ from dialtune.config.schema import RunConfig
 from dialtune.data.cleaning import clean_examples
 from dialtune.data.reading import DataSet, read_examples
 from dialtune.environment import environment
-from dialtune.errors import ConfigError, DataError
+from dialtune.errors import CheckpointError, ConfigError, DataError
 from dialtune.generation import generate
 from dialtune.metrics.base import chosen_references
 from dialtune.metrics.table import METRICS
@@ -26,7 +28,7 @@ from dialtune.seeds import seed_for
 from dialtune.tasks import Task, find_task
 from dialtune.trainers.batching import TokenRow, tokenize_rows
 from dialtune.trainers.sft import Evaluate, OnEvent, Plan, ignore_events, mean_loss, train_sft
-from dialtune.types import Example
+from dialtune.types import Example, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,23 @@ def run_sft(
                 },
                 on_event=on_event,
             )
+            result = _result_of(run, state.result_step(config))
         except BaseException as error:
             record_end(run, f"{type(error).__name__}: {error}".splitlines()[0])
             raise
-        result = run.checkpoint(state.result_step(config))
         record_end(run, "done", notes=[f"result: {result.name}"])
         return result
+
+
+def _result_of(run: RunFolder, step: int) -> Path:
+    """The result's checkpoint; with on_save_error: continue, the newest there is if that one could not be written."""
+    result = run.checkpoint(step)
+    if result.is_dir():
+        return result
+    newest = newest_checkpoint(run.path)
+    if newest is None:
+        raise CheckpointError(f"{run.path}: trained, but no checkpoint could be written; free some space and run again")
+    return newest.path
 
 
 def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
@@ -200,16 +213,16 @@ def _tokenize(config: RunConfig, task: Task, model: LanguageModel, data: DataSet
             f"{data.name}: none of {len(data.examples)} rows has a reference {config.data.reference!r} to learn from; "
             "name the column with data.reference or data.columns"
         )
-    budget = config.max_prompt_length
-    limits = [limit for limit in (budget, model.max_prompt_tokens) if limit is not None]
-    prompts = build_prompts(
-        [example for example, _ in usable],
-        task,
-        max_prompt_tokens=min(limits) if limits else None,
-        count_tokens=model.count_tokens,
-    )
+    prompts = _prompts(config, task, model, [example for example, _ in usable])
     rows = tokenize_rows(model, prompts, [text for _, text in usable], max_response=config.max_completion_length)
     return rows, sum(prompt.dropped_turns for prompt in prompts)
+
+
+def _prompts(config: RunConfig, task: Task, model: LanguageModel, examples: Sequence[Example]) -> list[Prompt]:
+    """Prompts that fit both the recipe's budget and the model, whole turns dropped and counted."""
+    limits = [limit for limit in (config.max_prompt_length, model.max_prompt_tokens) if limit is not None]
+    limit = min(limits) if limits else None
+    return build_prompts(examples, task, max_prompt_tokens=limit, count_tokens=model.count_tokens)
 
 
 def _target(example: Example, reference: str) -> str:
@@ -244,7 +257,7 @@ def _generated_scores(model: LanguageModel, prepared: Prepared, data: DataSet, n
         num_beams=decoding.num_beams,
         length_penalty=decoding.length_penalty,
     )
-    prompts = build_prompts(examples, task, max_prompt_tokens=config.max_prompt_length, count_tokens=model.count_tokens)
+    prompts = _prompts(config, task, model, examples)
     completions = generate(model, prompts, sampling, batch_size=decoding.batch_size, seed=config.seed)
     texts = [completion.text for completion in completions]
     reference = config.evaluation.reference
@@ -296,6 +309,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     sets = {"train": prepared.train, "validation": prepared.validation}
     trainable, total = count_parameters(prepared.model.module)
     return environment() | {
+        "command": _command(),
         "task": prepared.config.task,
         "seed": prepared.config.seed,
         "model": prepared.model.info.model_dump(),
@@ -314,6 +328,14 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "cut_targets": sum(1 for row in prepared.rows if row.cut),
         "fingerprint": prepared.fingerprint,
     }
+
+
+def _command() -> str:
+    """As it was typed; the program by its name alone, and a notebook's kernel without its own arguments."""
+    program = Path(sys.argv[0]).name
+    if program == "__main__.py":
+        program = "dialtune"
+    return program if program.endswith("kernel_launcher.py") else shlex.join([program, *sys.argv[1:]])
 
 
 def _summary(prepared: Prepared) -> str:

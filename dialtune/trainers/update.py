@@ -95,7 +95,7 @@ class Updater:
         if self.config.fp16 and cause != "loss":
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(culprit)
+        self._count(culprit, excused=self.config.fp16 and cause == "gradient" and self.scaler.get_scale() >= 1)
         return UpdateResult(_finite(total), _finite(norm), _finite(rate), culprit)
 
     def state(self) -> dict[str, Any]:
@@ -123,7 +123,9 @@ class Updater:
         while True:
             try:
                 return self._backward(parts, loss_sum, n_tokens, number)
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
                 self.optimizer.zero_grad(set_to_none=True)
                 if all(len(rows) < 2 for rows in parts):
                     raise TrainingError(
@@ -158,10 +160,11 @@ class Updater:
                     return f"{cause} is not finite: {what} of {name}"
         return f"{cause} is not finite"
 
-    def _count(self, culprit: str | None) -> None:
-        self.recent.append(culprit is not None)
+    def _count(self, culprit: str | None, *, excused: bool) -> None:
+        """Note a skip; too many stop the run. Excused are those of fp16's scaler, by design, until its scale fits."""
+        self.recent.append(culprit is not None and not excused)
         self.n_skipped += culprit is not None
-        if culprit is None or self.config.fp16:  # fp16's scaler skips by design until its scale fits
+        if not self.recent[-1]:
             return
         in_a_row = list(self.recent)[-MAX_SKIPS_IN_A_ROW:]
         share = sum(self.recent) / SKIP_WINDOW
@@ -196,11 +199,11 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     """AdamW groups: matrices decay, norms and biases do not (Loshchilov & Hutter, arXiv 1711.05101, as applied by
     transformers).
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not trained:
         raise TrainingError("nothing to train: every parameter is frozen")
-    matrices = [p for p in trained if p.dim() > 1]
-    others = [p for p in trained if p.dim() <= 1]
+    matrices = [p for name, p in trained if p.dim() > 1 and "bias" not in name]  # T5's position bias has two dims
+    others = [p for name, p in trained if p.dim() <= 1 or "bias" in name]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -220,6 +223,11 @@ def schedule(config: RunConfig, update: int, total: int) -> float:
     if kind == "cosine":
         return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
     return max(0.0, 1 - progress)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class for a full GPU only; a CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _finite(value: float) -> float | None:
