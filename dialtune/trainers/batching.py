@@ -11,7 +11,7 @@ from dialtune.seeds import seed_for
 from dialtune.types import Prompt
 
 # Rows are sorted by length inside pools of this many batches: nearly the padding of a full sort, still a new mixture
-# each epoch.
+# each epoch. Data that fits in one pool keeps its mixture and changes its order.
 POOL = 50
 
 
