@@ -161,7 +161,8 @@ def open_for_training(config: RunConfig, weights: Path | None = None) -> OpenMod
             seed=seed_for(config.seed, "lora"),
         )
     if config.gradient_checkpointing:
-        model.core.gradient_checkpointing_enable({"use_reentrant": False})
+        old = model.core.gradient_checkpointing_enable  # its name until transformers 5.2x
+        getattr(model.core, "activation_checkpointing_enable", old)({"use_reentrant": False})
         model.core.enable_input_require_grads()
     return model
 
