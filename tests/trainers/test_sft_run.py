@@ -186,9 +186,11 @@ def test_an_adapter_of_a_bf16_run_is_fp32_beside_a_bf16_base(tiny, rows, tmp_pat
 def test_recomputed_activations_give_the_same_weights(tiny, rows, tmp_path, kind, lora):
     results = []
     for checkpointing in (False, True):
+        # Gradients of a tied embedding add up in another order; a large epsilon keeps Adam from dividing by near zero.
         config = _config(
-            tiny[kind], rows, tmp_path / str(checkpointing), lora=lora, gradient_checkpointing=checkpointing
-        )
+            tiny[kind], rows, tmp_path / str(checkpointing), lora=lora, gradient_checkpointing=checkpointing,
+            adam_epsilon=1e-3,
+        )  # fmt: skip
         model = sft_run.open_for_training(config)
         found = [getattr(part, "gradient_checkpointing", False) for part in model.core.modules()]
         assert any(found) == checkpointing
