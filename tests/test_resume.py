@@ -122,7 +122,7 @@ def _broken_off_after(run: Path, step: int, target: Path) -> None:
 
 @pytest.mark.parametrize(
     ("n_steps", "breaks"),
-    [pytest.param(7, (3, 6), id="some"), pytest.param(12, range(1, 12), id="all", marks=pytest.mark.slow)],
+    [pytest.param(7, (5,), id="some"), pytest.param(12, range(1, 12), id="all", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -498,6 +498,20 @@ def test_the_command_line_saves_on_sigterm_and_exits_143(
     assert list(RunFolder(run).checkpoints()) == [steps]
     assert re.search(rf"checkpoint-{steps} is saved", log.read_text())
     assert "Traceback" not in log.read_text()
+
+
+def test_k10_two_fresh_processes_write_the_same_bytes(tiny_models: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    runs = []
+    for hash_seed in ("1", "2"):
+        folder = tmp_path / f"cwd-{hash_seed}"
+        folder.mkdir()
+        lora = LoraConfig(r=2, alpha=4)
+        config = _config(tiny_models["llama"], rows, folder / "run", max_steps=2, save_steps=2, lora=lora)
+        environment = {**_environment(), "PYTHONHASHSEED": hash_seed}
+        subprocess.run(_command(config, folder), cwd=folder, env=environment, check=True, capture_output=True)
+        runs.append(folder / "run")
+    _assert_equal_runs(runs[0], runs[1], 2, "the second process")
+    assert (runs[0] / "config.yaml").read_text().replace("cwd-1", "cwd-2") == (runs[1] / "config.yaml").read_text()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from dialtune.checkpoints import newest_checkpoint
 from dialtune.errors import ModelError, ModelNotFoundError, UnsafeModelError
 from dialtune.models.base import LanguageModel
 from dialtune.models.causal import CausalLM
+from dialtune.models.lora import settle_adapter_config
 from dialtune.models.packaged import PACKAGED, packaged_folder, quiet_transformers, sha256_of
 from dialtune.models.safety import check_model_folder
 from dialtune.models.seq2seq import Seq2SeqLM
@@ -138,7 +139,10 @@ def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | No
         model.save(folder)
     known = dict(notes or {})
     base = model.info.name
-    if (folder / "adapter_config.json").is_file() and base in PACKAGED:
+    has_adapter = (folder / "adapter_config.json").is_file()
+    if has_adapter:
+        settle_adapter_config(folder)
+    if has_adapter and base in PACKAGED:
         known["base"] = base  # adapter_config.json names a folder of this machine
     if known:
         write_text_atomic(folder / NOTES, json.dumps(known, indent=2, sort_keys=True) + "\n")

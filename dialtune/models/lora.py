@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from dialtune.errors import ModelError
 from dialtune.models.causal import CausalLM
 from dialtune.models.packaged import quiet_transformers
 from dialtune.models.seq2seq import Seq2SeqLM
+from dialtune.runs import write_text_atomic
 
 
 def attach_lora(
@@ -30,22 +33,38 @@ def attach_lora(
         ModelError: no layer goes by the names given.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose matrix lies the other way
 
     torch.manual_seed(seed)
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=model.peft_task)  # type: ignore[arg-type]
+    layers = [(name, part) for name, part in model.core.named_modules() if isinstance(part, nn.Linear | Conv1D)]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft multiplies by it, whole or not
+        lora_dropout=dropout,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        task_type=model.peft_task,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for _, part in layers),
+    )
     try:
         with quiet_transformers():
             wrapped: Any = get_peft_model(model.core, config)
     except ValueError as error:
-        linear = sorted(
-            {name.rpartition(".")[2] for name, part in model.core.named_modules() if isinstance(part, nn.Linear)}
-        )
+        linear = sorted({name.rpartition(".")[2] for name, _ in layers})
         raise ModelError(
             f"lora.target_modules: no layer of {model.name} matches {target_modules!r}; "
             f"its linear layers are {', '.join(linear)}; or use all-linear"
         ) from error
     return type(model)(wrapped, model.tokenizer, model.info.model_copy(update={"adapter": f"lora-r{r}"}))
+
+
+def settle_adapter_config(folder: Path) -> None:
+    """Rewrite adapter_config.json with sorted names: peft writes sets, whose order differs from process to process."""
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(settings.get(key), list):
+            settings[key].sort()
+    write_text_atomic(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
