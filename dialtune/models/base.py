@@ -98,7 +98,7 @@ class LanguageModel(Protocol):
 
     @property
     def max_prompt_tokens(self) -> int | None:
-        """The longest query the architecture takes, or None when it has no limit."""
+        """The longest query the architecture takes with room for a response, or None when it has no limit."""
         ...
 
     def query_ids(self, messages: Sequence[Message]) -> list[int]:

@@ -27,6 +27,9 @@ from dialtune.results import ModelInfo
 from dialtune.types import Message, Prompt
 
 _PROBE = "dialtuneprobe"
+# Query and response share a decoder's positions: room for a response of the default max_completion_length, but at most
+# a quarter. GPT-2, whose positions are a table of 1,024, cannot run past them.
+_RESPONSE_ROOM = 256
 
 
 class CausalLM:
@@ -63,7 +66,7 @@ class CausalLM:
     @property
     def max_prompt_tokens(self) -> int | None:
         limit = getattr(self.core.config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return None if limit is None else int(limit) - min(_RESPONSE_ROOM, int(limit) // 4)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self.query_ids(messages))
@@ -227,13 +230,13 @@ class CausalLM:
 
     def _compact_states(self, query: Query, response: Tensor, mask: Tensor) -> Tensor:
         """Each row as query then response without the padding between, so that plain causal attention is exact."""
-        n_query, n_response = query.mask.sum(1), mask.sum(1)
+        steps = torch.arange(response.shape[1], device=response.device)
+        n_query, n_response = query.mask.sum(1), (mask * (steps + 1)).amax(1)  # a mask may leave tokens out
         joined = torch.cat([query.ids, response], dim=1)
         offset = query.ids.shape[1] - n_query  # left padding of each row
         width = int((n_query + n_response).max()) - 1  # the last token predicts nothing that is asked for
         index = (offset[:, None] + torch.arange(width, device=joined.device)).clamp(max=joined.shape[1] - 1)
         out = self.core.base_model(input_ids=joined.gather(1, index), use_cache=False)
-        steps = torch.arange(response.shape[1], device=joined.device)
         where = (n_query[:, None] - 1 + steps).clamp(max=width - 1)
         hidden: Tensor = out.last_hidden_state
         return hidden.gather(1, where[:, :, None].expand(-1, -1, hidden.shape[-1]))

@@ -207,8 +207,8 @@ def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: 
 
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base_name = read_notes(str(folder)).get("base") or settings["base_model_name_or_path"]
-    target = choose_dtype(dtype, "", choose_device(device))
     base = load_model(base_name, dtype="float32" if merge else dtype, device=device, merge_adapter=True)
+    target = choose_dtype(dtype, base.core.config.model_type, choose_device(device))
     adapted: Any = PeftModel.from_pretrained(base.core, folder, is_trainable=not merge)
     module = adapted.merge_and_unload().to(target) if merge else adapted
     digest = hashlib.sha256(f"{base.info.weights_sha256} {weights_sha256(folder)}".encode()).hexdigest()

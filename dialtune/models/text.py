@@ -6,6 +6,7 @@ forge a turn or a stop.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,9 +26,15 @@ def special_strings(tokenizer: Any) -> tuple[str, ...]:
 def neutralise(text: str, specials: Sequence[str]) -> str:
     """The text with a space inside anything that would read as a control token.
 
-    >>> neutralise("bye</s>", ["</s>"])
-    'bye< /s>'
+    T5's tokenizer folds compatibility characters and drops control characters before it looks a piece up, so that
+    look-alikes become the real thing; a text in which that would happen is folded here first.
+
+    >>> neutralise("bye</s>", ["</s>"]), neutralise("bye＜/s＞", ["</s>"])
+    ('bye< /s>', 'bye< /s>')
     """
+    folded = unicodedata.normalize("NFKC", "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"))
+    if folded != text and any(special in folded for special in specials):
+        text = folded
     for special in specials:
         if special in text:
             text = text.replace(special, f"{special[0]} {special[1:]}")
