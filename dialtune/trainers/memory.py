@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import sys
+from pathlib import Path
+
+GROWTH = 1.2  # of resident memory, beyond which freed pieces that nothing fits into go back to the kernel
 
 # glibc's mallopt parameters (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -14,7 +19,7 @@ def keep_freed_memory() -> bool:
     """Ask glibc to reuse large blocks instead of returning each to the kernel; True if it will.
 
     By default every tensor over 32 MB is mapped afresh, and its pages are zeroed by the kernel on first touch: a tenth
-    of a training step on a CPU. Nothing else changes; the peak is what it was.
+    of a training step on a CPU. Batches of many sizes leave gaps, though, so call `settle` after each update.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -23,3 +28,26 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl has neither this name nor this setting
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, _LARGEST))
+
+
+def settle(resident: int) -> int:
+    """The resident bytes to compare with after the next update; trims the heap if it has grown by a fifth.
+
+    Args:
+        resident: what the last call returned, 0 at first.
+    """
+    now = _resident_bytes()
+    if not resident or now <= resident * GROWTH:
+        return resident or now
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return max(resident, _resident_bytes())
+
+
+def _resident_bytes() -> int:
+    """What the process holds in memory, in bytes; 0 where the kernel does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

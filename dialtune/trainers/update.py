@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dialtune.config.schema import RunConfig
 from dialtune.errors import NonFiniteError, TrainingError
 from dialtune.seeds import seed_for
-from dialtune.trainers.memory import keep_freed_memory
+from dialtune.trainers.memory import keep_freed_memory, settle
 
 MAX_SKIPS_IN_A_ROW = 5
 MAX_SKIP_SHARE = 0.05  # of the last SKIP_WINDOW updates, once that many were made
@@ -61,6 +61,7 @@ class Updater:
         self.updates = 0  # made, skipped ones not counted: what the schedule goes by
         self.recent: deque[bool] = deque(maxlen=SKIP_WINDOW)  # was it skipped?
         self.n_skipped = 0
+        self._resident = 0  # bytes, for `settle`
 
     def step(
         self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: int, *, number: int
@@ -95,6 +96,8 @@ class Updater:
         if self.config.fp16 and cause != "loss":
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cpu":
+            self._resident = settle(self._resident)
         self._count(culprit, excused=self.config.fp16 and cause == "gradient" and self.scaler.get_scale() >= 1)
         return UpdateResult(_finite(total), _finite(norm), _finite(rate), culprit)
 

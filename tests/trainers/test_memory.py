@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,3 +66,22 @@ def test_a_linux_without_glibc_is_left_alone(linux, monkeypatch):
     assert keep_freed_memory() is False
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # musl under that name: no mallopt
     assert keep_freed_memory() is False
+
+
+def test_settling_trims_only_once_memory_has_grown_by_a_fifth(monkeypatch):
+    sizes = iter([100, 119, 121, 110, 130, 125])  # first; small growth; growth, then after trimming; growth, after
+    trimmed = []
+    library = SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
+    assert memory.settle(0) == 100
+    assert memory.settle(100) == 100
+    assert trimmed == []
+    assert memory.settle(100) == 110
+    assert trimmed == [0]
+    assert memory.settle(100) == 125
+    assert trimmed == [0, 0]
+
+
+def test_the_resident_size_is_that_of_a_python_process():
+    assert 10e6 < memory._resident_bytes() < 64e9
