@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from tiny import make_model
 
 from dialtune import labs, model_evaluation
 from dialtune.data.corpus import packaged

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import torch
 from ckpt_chaos import inject
-from conftest import make_model
 from safetensors.torch import load_file
+from tiny import make_model
 
 from dialtune.checkpoints import newest_checkpoint, open_checkpoint
 from dialtune.config.schema import DataConfig, LoraConfig, RunConfig

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_model
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import make_model
 
 from dialtune.trainers.batching import POOL, epoch_batches, tokenize_rows
 from dialtune.types import Message, Prompt

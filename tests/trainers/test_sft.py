@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from tiny import make_model
 
 from dialtune.config.schema import RunConfig
 from dialtune.errors import CheckpointError, DataError

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
 from safetensors.torch import load_file
+from tiny import make_model
 
 from dialtune.config.loading import load_config
 from dialtune.config.schema import RunConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from tiny import make_model
 from torch import Tensor, nn
 
 from dialtune.checkpoints import flatten_state, unflatten_state
