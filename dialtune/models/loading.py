@@ -103,8 +103,8 @@ def choose_device(device: str) -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device: got {device!r}, but torch {torch.__version__} sees no GPU; use device: cpu or auto")
     try:
-        return torch.device(device)
-    except RuntimeError as error:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or none that this torch was built for
         raise ModelError(f"device: got {device!r}; allowed: auto, cpu, cuda, cuda:0") from error
 
 
@@ -183,13 +183,21 @@ def _open(  # noqa: PLR0913  internal, one caller
     auto, wrapper = (AutoModelForSeq2SeqLM, Seq2SeqLM) if is_seq2seq else (AutoModelForCausalLM, CausalLM)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
-        module = auto.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=remote
+        opened: Any = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=remote,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except (ValueError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{name}: {type(config).__name__} cannot be opened as a language model: {reason}") from error
-    module = module.to(device).eval()  # type: ignore[arg-type]
+    module, loaded = opened
+    _check_complete(name, tokenizer, loaded)
+    module = module.to(device).eval()
     info = ModelInfo(
         name=name,
         revision=revision,
@@ -235,6 +243,19 @@ def _config_of(name: str, folder: Path, trust_remote_code: bool) -> Any:
         raise ModelError(
             f"{name}: config.json names no model that transformers knows: {' '.join(str(error).split())[:200]}"
         ) from error
+
+
+def _check_complete(name: str, tokenizer: Any, loaded: Mapping[str, Any]) -> None:
+    """transformers fills what a folder lacks with random weights or an empty vocabulary, and only warns."""
+    wrong = sorted(loaded["missing_keys"])
+    wrong += [f"{key} (got {tuple(got)}, expected {tuple(want)})" for key, got, want in loaded["mismatched_keys"]]
+    if wrong:
+        raise ModelError(
+            f"{name}: the weights do not fill the model that config.json describes; {len(wrong)} tensors are missing "
+            f"or have another shape: {', '.join(wrong[:3])}; restore model.safetensors or config.json"
+        )
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise ModelError(f"{name}: the folder holds no tokenizer (tokenizer.json); save it beside the weights")
 
 
 def _check_head(model: OpenModel) -> None:
