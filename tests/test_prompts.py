@@ -26,6 +26,7 @@ def words(messages: Sequence[Message]) -> int:
 def test_a_dialogue_becomes_one_user_message_with_its_tags() -> None:
     (prompt,) = build_prompts([EXAMPLE], SUMMARIZE)
     assert prompt.messages == (
+        Message("system", "You summarize dialogues."),
         Message(
             "user",
             "Summarize the dialogue in one or two sentences.\n\nAnna: one {x}\nBen: two\nAnna: three\n\nSummary:",
@@ -50,7 +51,7 @@ def test_the_oldest_turns_go_first_and_are_counted() -> None:
     for budget, dropped, start in ((full, 0, "Anna: one"), (full - 1, 1, "Ben: two"), (full - 4, 2, "Anna: three")):
         (prompt,) = build_prompts([EXAMPLE], SUMMARIZE, max_prompt_tokens=budget, count_tokens=words)
         assert prompt.dropped_turns == dropped
-        assert start in prompt.messages[0].content
+        assert start in prompt.messages[-1].content
         assert words(prompt.messages) <= budget
 
 
@@ -59,7 +60,7 @@ def test_a_last_turn_that_is_too_long_is_cut_from_its_end_and_counted() -> None:
     (prompt,) = build_prompts([long], SUMMARIZE, max_prompt_tokens=20, count_tokens=words)
     assert words(prompt.messages) == 20
     assert prompt.dropped_turns == 2
-    assert "Ben: w0 w1" in prompt.messages[0].content
+    assert "Ben: w0 w1" in prompt.messages[-1].content
 
 
 def test_the_system_message_of_a_chat_is_never_dropped() -> None:
@@ -73,7 +74,7 @@ def test_the_system_message_of_a_chat_is_never_dropped() -> None:
 def test_what_is_kept_fits_and_one_turn_more_would_not(sizes: list[int], budget: int) -> None:
     turns = tuple(Message("user", " ".join(["w"] * size), "Anna") for size in sizes)
     (prompt,) = build_prompts([Example("1", turns)], SUMMARIZE, max_prompt_tokens=budget, count_tokens=words)
-    assert words(prompt.messages) <= max(budget, 11)
+    assert words(prompt.messages) <= max(budget, 14)  # the template has 12 words, the tag and one word of the turn stay
     if 0 < prompt.dropped_turns < len(turns):
         more = render_prompt(turns[prompt.dropped_turns - 1 :], TEMPLATES["summarize"])
         assert words(more) > budget
