@@ -35,7 +35,11 @@ def machine() -> dict[str, Any]:
 def write_result(name: str, rows: Sequence[Mapping[str, Any]], headline: Mapping[str, float], **more: Any) -> Path:
     """Write benchmarks/results/<name>.json and print its headline."""
     path = RESULTS / f"{name}.json"
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    given = [
+        "FOLDER" if before in ("--work", "--shared") else word
+        for before, word in zip(sys.argv, sys.argv[1:], strict=False)
+    ]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
     record = {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
