@@ -214,7 +214,12 @@ def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: 
     from peft import PeftModel
 
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base_name = read_notes(str(folder)).get("base") or settings["base_model_name_or_path"]
+    base_name = read_notes(str(folder)).get("base") or settings.get("base_model_name_or_path")
+    if not isinstance(base_name, str) or Path(base_name).resolve() == folder.resolve():
+        raise ModelError(
+            f"{name}: adapter_config.json: base_model_name_or_path: got {base_name!r}; "
+            "it must name the model that the adapter was trained on, another folder or a hub name"
+        )
     base = load_model(base_name, dtype="float32" if merge else dtype, device=device, merge_adapter=True)
     target = choose_dtype(dtype, base.core.config.model_type, choose_device(device))
     adapted: Any = PeftModel.from_pretrained(base.core, folder, is_trainable=not merge)
@@ -227,9 +232,9 @@ def _load_adapter(name: str, folder: Path, *, dtype: DType, device: str, merge: 
 
 
 def weights_sha256(folder: Path) -> str:
-    """One digest over the folder's safetensors files, by name."""
+    """One digest over the folder's weight files, by name; a checkpoint's optimizer and random states do not count."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("adapter_model*.safetensors")]):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 

@@ -240,6 +240,7 @@ def _save(  # noqa: PLR0913  one caller
             keep=config.save_total_limit,
             protect=() if state.best_step is None else (state.best_step,),
             fingerprint=fingerprint,
+            model_bytes=updater.trained_bytes,
         )
     except CheckpointError as error:
         if config.on_save_error == "stop":

@@ -75,7 +75,7 @@ def run_sft(
         elif run.metrics.exists():
             run.metrics.unlink()  # rows of a run that was killed before its first checkpoint
         write_text_atomic(run.config, to_yaml(config))
-        record_start(run, _facts(prepared), resumed_from=None if start is None else start.step)
+        record_start(run, _facts(prepared) | {"forced": force}, resumed_from=None if start is None else start.step)
         on_event("note", {"text": _summary(prepared)})
         try:
             state = train_sft(

@@ -101,6 +101,11 @@ class Updater:
         self._count(culprit, excused=self.config.fp16 and cause == "gradient" and self.scaler.get_scale() >= 1)
         return UpdateResult(_finite(total), _finite(norm), _finite(rate), culprit)
 
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of the trained parameters: what a checkpoint's weights take at least."""
+        return sum(parameter.nbytes for parameter in self.parameters)
+
     def state(self) -> dict[str, Any]:
         """Everything the next update needs, for `checkpoints.flatten_state`."""
         return {

@@ -454,3 +454,13 @@ def test_what_sft_leaves_opens_by_the_run_folders_name(
     assert _logprobs(by_run).equal(_logprobs(by_checkpoint))
     assert not torch.allclose(_logprobs(by_run), _logprobs(load_model(str(base), dtype="float32")), atol=1e-3)
     assert read_notes(str(run)) == {"task": "summarize", "template": "plain", "max_prompt_length": 99}
+
+
+@pytest.mark.parametrize("base", [None, 7, "itself"])
+def test_an_adapter_that_names_no_other_model_as_its_base_is_refused(tmp_path, base):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(folder) if base == "itself" else base}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"base_model_name_or_path: got .*; it must name the model"):
+        load_model(str(folder))
