@@ -69,7 +69,7 @@ def summarize_recipe(folder: Path) -> RunConfig:
             "model": "smollm2-135m",
             "data": {"train": "packaged:train", "validation": "packaged:validation"},
             "output_dir": str(folder / "train"),
-            "num_train_epochs": 1.5,
+            "num_train_epochs": 1,
             "per_device_train_batch_size": 8,
             "eval_steps": 10,
             "learning_rate": 1e-3,
