@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -156,8 +156,8 @@ class EvaluationConfig(_Section):
     )
 
 
-class RunConfig(_Section):
-    """A whole run. Keys keep the spelling of transformers, trl and peft."""
+class TrainingConfig(_Section):
+    """What every training has: a model, data, an optimizer, checkpoints."""
 
     model: str = Field(
         description="Hub name, local folder, or a packaged name such as smollm2-135m.",
@@ -182,7 +182,6 @@ class RunConfig(_Section):
         "runs/sft", description="The run folder; everything that later stages need is in it.", min_length=1
     )
 
-    num_train_epochs: float = Field(3.0, description="Passes over the data; 3 as in transformers.", gt=0)
     max_steps: int = Field(-1, description="Optimizer updates; -1: num_train_epochs decides, else this does.", ge=-1)
     per_device_train_batch_size: int = Field(8, description="Dialogues per forward pass; 8 as in transformers.", ge=1)
     per_device_eval_batch_size: int = Field(16, description="Dialogues per forward pass without gradients.", ge=1)
@@ -209,7 +208,6 @@ class RunConfig(_Section):
         ge=8,
     )
     max_completion_length: int = Field(256, description="Tokens of gold text; longer ones are cut and counted.", ge=1)
-    group_by_length: bool = Field(True, description="Batch rows of like length: less padding, same rows per epoch.")
 
     logging_steps: int = Field(10, description="Updates between printed lines; metrics.jsonl has every one.", ge=1)
     eval_steps: int = Field(0, description="Updates between evaluations; 0: after each epoch.", ge=0)
@@ -217,12 +215,6 @@ class RunConfig(_Section):
     save_total_limit: int | None = Field(2, description="Checkpoints kept beside the best one; null: all.", ge=1)
     load_best_model_at_end: bool = Field(
         True, description="End with the best checkpoint; without data.validation it is false: nothing can choose."
-    )
-    metric_for_best_model: BestName = Field(
-        "eval_loss", description="What best means; the loss needs no generation and is never noisy by chance."
-    )
-    early_stopping_patience: int = Field(
-        0, description="Evaluations without a better one before stopping; 0: never.", ge=0
     )
 
     seed: int = Field(42, description="Of everything random; 42 as in transformers.", ge=0, le=2**32 - 1)
@@ -235,7 +227,6 @@ class RunConfig(_Section):
     )
     report_to: Literal["none"] = Field("none", description="Trackers; metrics.jsonl and report.html need no account.")
     generation: GenerationConfig = Field(GenerationConfig(), description="Decoding while training evaluates.")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scores while training.")
 
     @field_validator("trust_remote_code")
     @classmethod
@@ -258,7 +249,7 @@ class RunConfig(_Section):
             raise ValueError("warmup_steps is set too; keep one of the two")
         return value
 
-    @field_validator("load_best_model_at_end", "early_stopping_patience")
+    @field_validator("load_best_model_at_end", "early_stopping_patience", check_fields=False)
     @classmethod
     def _choosing_needs_validation(cls, value: int, info: ValidationInfo) -> int:
         data = info.data.get("data")
@@ -275,7 +266,7 @@ class RunConfig(_Section):
             raise ValueError("bf16 is true as well; keep one of the two")
         return value
 
-    def resolve(self) -> RunConfig:
+    def resolve(self) -> Self:
         """The same run with every derived value written out; resolving twice changes nothing."""
         derived: dict[str, Any] = {}
         if self.lora is not None and "learning_rate" not in self.model_fields_set:
@@ -291,6 +282,20 @@ class RunConfig(_Section):
         """sha256 of the resolved values as canonical JSON, wherever they are written to."""
         values = self.resolve().model_dump(mode="json", exclude={"output_dir"})
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class RunConfig(TrainingConfig):
+    """A whole run. Keys keep the spelling of transformers, trl and peft."""
+
+    num_train_epochs: float = Field(3.0, description="Passes over the data; 3 as in transformers.", gt=0)
+    group_by_length: bool = Field(True, description="Batch rows of like length: less padding, same rows per epoch.")
+    metric_for_best_model: BestName = Field(
+        "eval_loss", description="What best means; the loss needs no generation and is never noisy by chance."
+    )
+    early_stopping_patience: int = Field(
+        0, description="Evaluations without a better one before stopping; 0: never.", ge=0
+    )
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scores while training.")
 
 
 def walk(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -365,10 +370,10 @@ def _limits(field: FieldInfo) -> list[str]:
     return found
 
 
-def explain(topic: str = "") -> list[tuple[str, str, str, str]]:
+def explain(topic: str = "", schema: type[BaseModel] = RunConfig) -> list[tuple[str, str, str, str]]:
     """(key, what is allowed, default, doc line) of every key that `topic` names: a key, a section, or all."""
     rows = []
-    for key, field in walk():
+    for key, field in walk(schema):
         if not topic or key == topic or key.startswith(topic + "."):
             section = section_of(field)
             default = "required" if field.is_required() else _default(field, section)
