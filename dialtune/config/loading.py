@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from dialtune.config.reading import KeyPath, Layer, Place, as_yaml, read_file, read_flags, read_override, read_text
-from dialtune.config.schema import RunConfig, allowed, choices, explain, section_of, walk
+from dialtune.config.rl_schema import RLConfig
+from dialtune.config.schema import RunConfig, TrainingConfig, allowed, choices, explain, section_of, walk
 from dialtune.errors import ConfigError
+
+_Schema = TypeVar("_Schema", RunConfig, RLConfig)
 
 RECIPES = Path(__file__).parent.parent / "assets" / "recipes"
 
@@ -54,7 +57,7 @@ ELSEWHERE: dict[str, str] = {
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), **flags: object) -> RunConfig:
-    """The resolved recipe: file, then `--set` overrides, then flags, each over the one before.
+    """The resolved recipe of a fine-tuning: file, then `--set` overrides, then flags, each over the one before.
 
     Args:
         path: a YAML file or the name of a packaged recipe; None if flags say everything.
@@ -64,35 +67,57 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **flags:
     Raises:
         ConfigError: with every problem of every source, one line each, and a last line that counts them.
     """
+    return _validated(_layers(path, overrides, flags), RunConfig)
+
+
+def load_rl_config(path: str | Path | None, overrides: Sequence[str] = (), **flags: object) -> RLConfig:
+    """The same for reinforcement learning."""
+    return _validated(_layers(path, overrides, flags), RLConfig)
+
+
+def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """The same for either: a recipe that names a `method` is one of reinforcement learning."""
+    layers = _layers(path, overrides, {})
+    is_rl = any(key == ("method",) for layer in layers for key in layer.values)
+    return _validated(layers, RLConfig) if is_rl else _validated(layers, RunConfig)
+
+
+def _layers(path: str | Path | None, overrides: Sequence[str], flags: dict[str, object]) -> list[Layer]:
     layers = [] if path is None else [read_file(find_recipe(path))]
     layers += [read_override(text, 1 + index) for index, text in enumerate(overrides)]
-    return _validated(layers + read_flags(flags, 1 + len(overrides)))
+    return layers + read_flags(flags, 1 + len(overrides))
 
 
 def check_text(text: str, source: str) -> RunConfig:
     """The resolved recipe in `text`; `source` names it in messages. Raises ConfigError like `load_config`."""
-    return _validated([read_text(text, source)])
+    return _validated([read_text(text, source)], RunConfig)
 
 
 def explain_topic(topic: str) -> list[tuple[str, str, str, str]]:
-    """(key, allowed, default, doc line) of a key, of a section or of all; raises ConfigError with the closest name."""
-    rows = explain(ALIASES.get(topic, topic))
+    """(key, allowed, default, doc line) of a key, of a section or of all; raises ConfigError with the closest name.
+
+    `rl` is every key of reinforcement learning; a key that only it has is found by its own name as well.
+    """
+    if topic == "rl":
+        return explain("", RLConfig)
+    name = ALIASES.get(topic, topic)
+    rows = explain(name) or explain(name, RLConfig)
     if not rows:
-        near = _close(topic, [key for key, *_ in explain()])
+        near = _close(topic, ["rl", *(key for key, *_ in explain() + explain("", RLConfig))])
         raise ConfigError(f"config explain: no key {topic!r}" + (f"; did you mean {near!r}?" if near else ""))
     return rows
 
 
-def _validated(layers: list[Layer]) -> RunConfig:
+def _validated(layers: list[Layer], schema: type[_Schema]) -> _Schema:
     problems = [problem for layer in layers for problem in layer.problems]
     merged = Layer(layers[0].top if layers else Place(0, 0, 0, "command line"))
     for layer in layers:
         _merge(merged, _canonical(layer, problems))
     try:
-        config = RunConfig.model_validate(_nest(merged.values)).resolve()
+        config = schema.model_validate(_nest(merged.values)).resolve()
     except ValidationError as error:
         reported = {text.partition(":")[0] for _, text in problems}
-        problems += [p for p in _explain(error.errors(), merged) if p[1].partition(":")[0] not in reported]
+        problems += [p for p in _explain(error.errors(), merged, schema) if p[1].partition(":")[0] not in reported]
     if problems:
         raise ConfigError([*_lines(problems), _last_line(problems)])
     return config
@@ -110,7 +135,7 @@ def find_recipe(path: str | Path) -> Path:
     raise ConfigError(f"{path}: no such file; packaged recipes: {near}; or write one with: dialtune init")
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: TrainingConfig) -> str:
     """The text of config.yaml: every resolved value, no aliases; loading it gives the same run."""
     return as_yaml(config.resolve().model_dump(mode="json"))
 
@@ -199,13 +224,13 @@ def _nest(values: dict[KeyPath, Any]) -> dict[str, Any]:
     return nested
 
 
-def _explain(errors: Iterable[ErrorDetails], merged: Layer) -> list[Problem]:
+def _explain(errors: Iterable[ErrorDetails], merged: Layer, schema: type[TrainingConfig]) -> list[Problem]:
     """Pydantic's findings in our words, one for each key."""
     problems: dict[KeyPath, Problem] = {}
     for error in errors:
-        path, field = _locate(error["loc"])
+        path, field = _locate(error["loc"], schema)
         if error["type"] == "extra_forbidden" or field is None:
-            place, text = merged.keys.get(path, merged.place(path)), _unknown(path)
+            place, text = merged.keys.get(path, merged.place(path)), _unknown(path, schema)
         elif error["type"] == "missing":
             path, field = _first_required(path, field)
             place, text = merged.place(path[:-1]), f"missing; allowed {allowed(field)}{_attempt(field, None)}"
@@ -225,10 +250,10 @@ def _first_required(path: KeyPath, field: FieldInfo) -> tuple[KeyPath, FieldInfo
     return ((*path, required[0][0]), required[0][1]) if required else (path, field)
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, FieldInfo | None]:
+def _locate(loc: tuple[int | str, ...], schema: type[TrainingConfig]) -> tuple[KeyPath, FieldInfo | None]:
     """The key an error is about; the names that pydantic gives to members of a union are left out."""
     path: KeyPath = ()
-    fields: dict[str, FieldInfo] = RunConfig.model_fields
+    fields: dict[str, FieldInfo] = schema.model_fields
     field: FieldInfo | None = None
     for part in loc:
         if part in fields:
@@ -238,16 +263,16 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, FieldInfo | None]:
             fields = section.model_fields if section else {}
         elif fields:
             return (*path, str(part)), None
-        elif isinstance(part, int) or path[-1] == "columns":
+        elif isinstance(part, int) or path[-1] in ("columns", "rewards"):
             path = (*path, str(part))
     return path, field
 
 
-def _unknown(path: KeyPath) -> str:
+def _unknown(path: KeyPath, schema: type[TrainingConfig]) -> str:
     key, parent = path[-1], path[:-1]
     if not parent and key in ELSEWHERE:
         return f"unknown key; {ELSEWHERE[key]}"
-    every = [name for name, _ in walk()]
+    every = [name for name, _ in walk(schema)]
     siblings = [n.rpartition(".")[2] for n in every if n.rpartition(".")[0] == ".".join(parent)]
     elsewhere = [name for name in every if name.rpartition(".")[2] == key]
     near = _close(key, [*siblings, *ALIASES] if not parent else siblings) or (elsewhere[0] if elsewhere else "")

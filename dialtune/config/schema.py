@@ -35,7 +35,9 @@ def _contains(annotation: Any, kind: type) -> bool:
     return annotation is kind or any(_contains(part, kind) for part in get_args(annotation))
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @field_validator("*", mode="before")
@@ -47,7 +49,7 @@ class _Section(BaseModel):
         return value
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which rows train, which choose the best checkpoint, and what is done to them first."""
 
     train: str = Field(
@@ -82,7 +84,7 @@ class DataConfig(_Section):
     )
 
 
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """Train small matrices beside frozen weights (arXiv 2106.09685). Absent: every weight is trained."""
 
     r: int = Field(16, description="Rank; 8 to 32 usually suffice, and 16 is the habit of trl and peft.", ge=1, le=1024)
@@ -99,7 +101,7 @@ class LoraConfig(_Section):
     )
 
 
-class GenerationConfig(_Section):
+class GenerationConfig(Section):
     """How completions are made when the run evaluates."""
 
     max_new_tokens: int | None = Field(
@@ -138,7 +140,7 @@ class GenerationConfig(_Section):
         return value
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured on the validation rows while training, and how."""
 
     metrics: tuple[MetricName, ...] | None = Field(
@@ -156,7 +158,7 @@ class EvaluationConfig(_Section):
     )
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """What every training has: a model, data, an optimizer, checkpoints."""
 
     model: str = Field(
@@ -352,7 +354,7 @@ def _words(annotation: Any) -> list[str]:
         inner = _words(parts[0])
         return ["list of " + (inner[0] if inner == ["text"] else ", ".join(inner))]
     if origin is dict:
-        return ["mapping of text to text"]
+        return [f"mapping of text to {_words(parts[1])[0]}"]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return ["section"]
     return [word for part in parts for word in _words(part)]
