@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class Sampling:
 
 
 class LanguageModel(Protocol):
-    """An encoder-decoder or a decoder-only model behind the same six verbs."""
+    """An encoder-decoder or a decoder-only model behind the same few verbs."""
 
     name: str
 
@@ -94,6 +94,11 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where queries and responses must live."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of `states`."""
         ...
 
     @property
@@ -151,6 +156,12 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def score(
+        self, states: Tensor, response: Tensor, mask: Tensor, *, temperature: float = 1.0, sampleable: bool = False
+    ) -> Tensor:
+        """`logprobs` of a response whose `states` are already at hand: a value head reads the same ones."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Weights (safetensors) or adapter, config and tokenizer under Hugging Face's names."""
         ...
@@ -187,6 +198,11 @@ def token_logprobs(
 def scatter_rows(values: Tensor, mask: Tensor) -> Tensor:
     """(M,) values put back where `mask` (B,R) is True, zero elsewhere; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def only_trained_adapter(module: Any) -> dict[str, list[str]]:
+    """What `save_pretrained` is told, so that a frozen copy of the start policy stays out of the saved folder."""
+    return {"selected_adapters": ["default"]} if hasattr(module, "peft_config") else {}
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from dialtune.models.base import (
     TrainingBatch,
     forbidden_ids,
     mask_after_stop,
+    only_trained_adapter,
     pad_left,
     pad_right,
     scatter_rows,
@@ -64,6 +65,10 @@ class CausalLM:
         return self.core.device  # type: ignore[no-any-return]
 
     @property
+    def hidden_size(self) -> int:
+        return int(self.core.get_output_embeddings().weight.shape[1])
+
+    @property
     def max_prompt_tokens(self) -> int | None:
         limit = getattr(self.core.config, "max_position_embeddings", None)
         return None if limit is None else int(limit) - min(_RESPONSE_ROOM, int(limit) // 4)
@@ -108,6 +113,11 @@ class CausalLM:
         self, query: Query, response: Tensor, mask: Tensor, *, temperature: float = 1.0, sampleable: bool = False
     ) -> Tensor:
         states = self.states(query, response, mask)
+        return self.score(states, response, mask, temperature=temperature, sampleable=sampleable)
+
+    def score(
+        self, states: Tensor, response: Tensor, mask: Tensor, *, temperature: float = 1.0, sampleable: bool = False
+    ) -> Tensor:
         forbidden = self._forbidden() if sampleable else None
         picked = token_logprobs(
             self.core.get_output_embeddings(),
@@ -162,7 +172,7 @@ class CausalLM:
         )
 
     def save(self, folder: Path) -> None:
-        self._module.save_pretrained(folder)
+        self._module.save_pretrained(folder, **only_trained_adapter(self._module))
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from dialtune.models.base import (
     TrainingBatch,
     forbidden_ids,
     mask_after_stop,
+    only_trained_adapter,
     pad_right,
     scatter_rows,
     token_logprobs,
@@ -56,6 +57,10 @@ class Seq2SeqLM:
     @property
     def device(self) -> torch.device:
         return self.core.device  # type: ignore[no-any-return]
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.core.get_output_embeddings().weight.shape[1])
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -113,6 +118,11 @@ class Seq2SeqLM:
         self, query: Query, response: Tensor, mask: Tensor, *, temperature: float = 1.0, sampleable: bool = False
     ) -> Tensor:
         states = self.states(query, response, mask)
+        return self.score(states, response, mask, temperature=temperature, sampleable=sampleable)
+
+    def score(
+        self, states: Tensor, response: Tensor, mask: Tensor, *, temperature: float = 1.0, sampleable: bool = False
+    ) -> Tensor:
         forbidden = self._forbidden() if sampleable else None
         picked = token_logprobs(self._head, states[mask], response[mask], temperature=temperature, forbidden=forbidden)
         return scatter_rows(picked, mask)
@@ -152,7 +162,7 @@ class Seq2SeqLM:
         )
 
     def save(self, folder: Path) -> None:
-        self._module.save_pretrained(folder)
+        self._module.save_pretrained(folder, **only_trained_adapter(self._module))
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
