@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dialtune.cli import data, run, setup
+from dialtune.cli import data, rl, run, setup
 from dialtune.errors import DialtuneError
 
 # What users of trl, axolotl, lm-eval and LLaMA-Factory type first (ecosystem.md 6.1).
@@ -18,6 +18,9 @@ ELSEWHERE = {
     "train": "sft",
     "finetune": "sft",
     "fit": "sft",
+    "grpo": "rl",
+    "rloo": "rl",
+    "ppo": "rl",
     "eval": "evaluate",
     "test": "evaluate",
     "predict": "generate",
@@ -35,7 +38,20 @@ MAX_LINES = 50  # of one error: the rest is counted, the last line is kept
 class _Verbs(TyperGroup):
     """Answers the verbs of other tools with ours; help lists commands in the order of a first run."""
 
-    ORDER = ("demo", "init", "sft", "generate", "evaluate", "compare", "report", "data", "config", "doctor")
+    ORDER = (
+        "demo",
+        "init",
+        "sft",
+        "rl",
+        "generate",
+        "score",
+        "evaluate",
+        "compare",
+        "report",
+        "data",
+        "config",
+        "doctor",
+    )
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
@@ -80,6 +96,7 @@ def root(
 
 
 app.add_typer(run.app)
+app.add_typer(rl.app)
 app.add_typer(data.app, name="data")
 app.add_typer(setup.app)
 

@@ -84,6 +84,8 @@ class _Lines:
             self.total, self.first, self.began = facts["total_steps"], facts["step"], time.perf_counter()
         elif kind == "note":
             say(str(facts["text"]))
+        elif kind == "evaluation":
+            say(_step_line(facts))
         elif kind == "step":
             step = facts["step"]
             evaluated = any(name.startswith("eval_") for name in facts)
@@ -98,9 +100,31 @@ def _step_line(facts: Mapping[str, Any], total: int | None = None) -> str:
 
 
 def _numbers(facts: Mapping[str, Any]) -> str:
-    loss = "skipped" if facts.get("loss") is None else f"loss {facts['loss']:.3f}"
-    scores = [f"{name} {value:.3f}" for name, value in facts.items() if name.startswith("eval_") and value is not None]
-    return ", ".join([loss, *scores, f"{facts['tokens_per_s']:,.0f} tokens/s"])
+    loss = "skipped" if facts.get("skipped") else f"loss {facts['loss']:.3f}" if facts.get("loss") is not None else ""
+    rl = [f"{label} {facts[name]:.3f}" for name, label in RL_NUMBERS.items() if facts.get(name) is not None]
+    rl += [
+        f"{name.removeprefix('lambda:')} x {value:.2f}" for name, value in facts.items() if name.startswith("lambda:")
+    ]
+    phases = [f"{name} {facts[f'{name}_s']:.1f} s" for name in ("generate", "update") if f"{name}_s" in facts]
+    scores = [f"{name} {_value(value)}" for name, value in facts.items() if name.startswith("eval_")]
+    speed = [f"{facts['tokens_per_s']:,.0f} tokens/s"] if "tokens_per_s" in facts else []
+    return ", ".join(part for part in [loss, *rl, *scores, *phases, *speed] if part)
+
+
+# What a reinforcement-learning update shows beside its loss, and under which name.
+RL_NUMBERS = {
+    "reward": "reward",
+    "toxic": "toxic",
+    "relevance": "relevance",
+    "kl_per_sequence": "KL",
+    "length": "tokens",
+}
+
+
+def _value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "not scored", True: "yes", False: "no"}[value]
+    return f"{value:.3f}"
 
 
 def _clock(seconds: float) -> str:

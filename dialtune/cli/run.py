@@ -1,4 +1,4 @@
-"""`demo`, `sft`, `generate`, `evaluate`, `compare`, `report`: parse, one public call, print."""
+"""`demo`, `sft`, `generate`, `evaluate`, `score`, `compare`, `report`: parse, one public call, print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer()
 NEWEST = "newest"  # --resume without a path
 
 
-class _Resumable(TyperCommand):
+class Resumable(TyperCommand):
     """Lets `--resume` stand alone (newest verified checkpoint) or before a checkpoint's folder."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -33,14 +33,14 @@ class _Resumable(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def _key(name: str, text: str) -> Any:
+def recipe_key(name: str, text: str) -> Any:
     """A recipe key as a flag in both spellings."""
     spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     return typer.Option(*spellings, help=text, show_default=False)
 
 
-Model = Annotated[str | None, _key("model", "Hub name, folder, run folder's checkpoint, or packaged name.")]
-Data = Annotated[str | None, _key("data", "File, packaged:SPLIT, or hub:org/name:SPLIT.")]
+Model = Annotated[str | None, recipe_key("model", "Hub name, folder, run folder's checkpoint, or packaged name.")]
+Data = Annotated[str | None, recipe_key("data", "File, packaged:SPLIT, or hub:org/name:SPLIT.")]
 Layout = Annotated[str, typer.Option(help="How rows are written; auto detects it.")]
 Split = Annotated[str | None, typer.Option(help="Only rows of this split.", show_default=False)]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many dialogues.", show_default=False)]
@@ -75,7 +75,7 @@ def demo(
     typer.echo(f"report: {build_report(out)}")
 
 
-@app.command(cls=_Resumable)
+@app.command(cls=Resumable)
 def sft(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file or a packaged name.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="The same as RECIPE.")] = None,
@@ -86,20 +86,20 @@ def sft(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained on; train nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
     model: Model = None,
-    data: Annotated[str | None, _key("data", "Rows to learn from.")] = None,
-    validation: Annotated[str | None, _key("validation", "Rows that choose the best checkpoint.")] = None,
-    output_dir: Annotated[str | None, _key("output_dir", "The run folder.")] = None,
-    num_train_epochs: Annotated[float | None, _key("num_train_epochs", "Passes over the data.")] = None,
-    max_steps: Annotated[int | None, _key("max_steps", "Optimizer updates.")] = None,
+    data: Annotated[str | None, recipe_key("data", "Rows to learn from.")] = None,
+    validation: Annotated[str | None, recipe_key("validation", "Rows that choose the best checkpoint.")] = None,
+    output_dir: Annotated[str | None, recipe_key("output_dir", "The run folder.")] = None,
+    num_train_epochs: Annotated[float | None, recipe_key("num_train_epochs", "Passes over the data.")] = None,
+    max_steps: Annotated[int | None, recipe_key("max_steps", "Optimizer updates.")] = None,
     per_device_train_batch_size: Annotated[
-        int | None, _key("per_device_train_batch_size", "Dialogues per forward pass.")
+        int | None, recipe_key("per_device_train_batch_size", "Dialogues per forward pass.")
     ] = None,
     gradient_accumulation_steps: Annotated[
-        int | None, _key("gradient_accumulation_steps", "Forward passes per update.")
+        int | None, recipe_key("gradient_accumulation_steps", "Forward passes per update.")
     ] = None,
-    learning_rate: Annotated[float | None, _key("learning_rate", "Peak step size.")] = None,
+    learning_rate: Annotated[float | None, recipe_key("learning_rate", "Peak step size.")] = None,
     use_peft: Annotated[bool | None, typer.Option("--use_peft", "--lora", help="LoRA instead of all weights.")] = None,
-    seed: Annotated[int | None, _key("seed", "Of everything random.")] = None,
+    seed: Annotated[int | None, recipe_key("seed", "Of everything random.")] = None,
 ) -> None:
     """Fine-tune on dialogues and their gold texts; every key: dialtune config explain."""
     from dialtune.config.loading import load_config
@@ -211,6 +211,27 @@ def evaluate(
             evaluation = evaluate_model(_open(model, device, dtype), dataset, chosen, progress=progress, **judged)
     typer.echo(_table(evaluation))
     typer.echo(f"written: {write_evaluation(out or Path(), evaluation)}")
+
+
+@app.command()
+def score(
+    scorer: Annotated[str, typer.Argument(help="toxicity, a classifier (org/name or folder), or a reward: rougeL.")],
+    file: Annotated[Path, typer.Argument(help="One text a line, jsonl, or eval.json.")],
+    out: Annotated[Path | None, typer.Option(help="The jsonl file to write; the terminal if left out.")] = None,
+    data: Annotated[str | None, typer.Option(help="The dialogues, for a reward that reads them.")] = None,
+    label: Annotated[str | None, typer.Option(help="A classifier's toxic label, if its name does not say so.")] = None,
+) -> None:
+    """Score any text with a toxicity scorer (a probability) or a reward; one {"text", "score"} a line."""
+    from dialtune.scoring import score_file
+
+    with counting("scoring") as progress:
+        scored = score_file(scorer, file, out=out, data=data, label=label, progress=progress)
+    for problem in scored.problems:
+        say(problem)
+    if out is None:
+        typer.echo(scored.lines, nl=False)
+    else:
+        typer.echo(f"written: {out} ({scored.summary})")
 
 
 @app.command()

@@ -30,23 +30,46 @@ LORA = "lora: {r: 16}  # trains a small adapter; learning_rate is then 2e-4"
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe to check as well.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe to check as well; or rl, and then the recipe.")] = None,
+    rl_recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="After rl: run every check before its first update.")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
 ) -> None:
     """Show the machine: versions, devices, assets, disk, and what to do."""
-    from dialtune.config.loading import load_config
+    from dialtune.config.loading import load_any_config
     from dialtune.environment import examine
 
+    if recipe == "rl":
+        _examine_rl(rl_recipe)
+        return
     findings = examine(folder)
     for finding in findings:
         typer.echo(f"{'!' if finding.action else ' '} {finding.topic:<10} {finding.found}")
         if finding.action:
             typer.echo(f"             -> {finding.action}")
     if recipe is not None:
-        config = load_config(recipe)
+        config = load_any_config(recipe)
         typer.echo(f"  recipe     {recipe}: valid, fingerprint {config.fingerprint[:12]}")
     open_points = sum(bool(finding.action) for finding in findings)
     typer.echo("all well" if not open_points else f"{open_points} to look at, marked with !")
+
+
+def _examine_rl(recipe: str | None) -> None:
+    from dialtune.config.loading import load_rl_config
+
+    if recipe is None:
+        raise typer.BadParameter("give a recipe: dialtune doctor rl RECIPE")
+    config = load_rl_config(recipe)
+    from dialtune.trainers.rl_run import check_rl
+
+    checks = check_rl(config)
+    for check in checks:
+        typer.echo(f"{'!' if check.problem else ' '} {check.name}  {check.problem or check.title}")
+    failed = sum(bool(check.problem) for check in checks)
+    typer.echo("all well" if not failed else f"{failed} of {len(checks)} checks failed, marked with !")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -83,9 +106,9 @@ def show(
     ] = None,
 ) -> None:
     """Print the resolved recipe: every value, no aliases; feeding it back gives the same run."""
-    from dialtune.config.loading import load_config, to_yaml
+    from dialtune.config.loading import load_any_config, to_yaml
 
-    config = load_config(recipe, overrides or ())
+    config = load_any_config(recipe, overrides or ())
     typer.echo(f"# fingerprint {config.fingerprint}\n{to_yaml(config)}", nl=False)
 
 

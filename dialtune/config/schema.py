@@ -13,12 +13,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 # Names a recipe may use. A test holds each equal to its table, so that a typo shows before torch loads.
-TaskName = Literal["summarize"]
+TaskName = Literal["summarize", "detoxify"]
 TemplateName = Literal["summarize", "summarize-flan", "summarize-t5", "plain", "chat"]
 MetricName = Literal[
     "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_max", "rouge2_max", "rougeL_max", "rougeLsum_max",
-    "bleu", "chrf", "tag_integrity", "speaker_coverage", "role_swap_margin", "length_ratio", "copy_rate",
-    "novel_1grams", "novel_2grams", "novel_3grams",
+    "bleu", "chrf", "relevance_reference", "relevance_reference_max", "relevance_dialogue", "context_auc",
+    "context_mrr", "toxicity_mean:minilm", "toxicity_rate:minilm", "toxicity_p95:minilm", "toxicity_mean:ngrams",
+    "toxicity_rate:ngrams", "toxicity_p95:ngrams", "toxicity_mean:lexicon", "toxicity_rate:lexicon",
+    "toxicity_p95:lexicon", "toxicity_mean:alt-profanity-check", "toxicity_rate:alt-profanity-check",
+    "toxicity_p95:alt-profanity-check", "empty_rate", "mention_kept", "tag_integrity", "speaker_coverage",
+    "role_swap_margin", "length_ratio", "copy_rate", "novel_1grams", "novel_2grams", "novel_3grams",
 ]  # fmt: skip
 BestName = Literal["eval_loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
 CleaningStep = Literal[
@@ -187,7 +191,6 @@ class TrainingConfig(Section):
     max_steps: int = Field(-1, description="Optimizer updates; -1: num_train_epochs decides, else this does.", ge=-1)
     per_device_train_batch_size: int = Field(8, description="Dialogues per forward pass; 8 as in transformers.", ge=1)
     per_device_eval_batch_size: int = Field(16, description="Dialogues per forward pass without gradients.", ge=1)
-    gradient_accumulation_steps: int = Field(1, description="Forward passes per update; raise it to save memory.", ge=1)
     learning_rate: float = Field(
         5e-5,
         description="Peak step size; 5e-5 as in transformers, and 2e-4 with lora, whose few weights need more.",
@@ -290,6 +293,7 @@ class RunConfig(TrainingConfig):
     """A whole run. Keys keep the spelling of transformers, trl and peft."""
 
     num_train_epochs: float = Field(3.0, description="Passes over the data; 3 as in transformers.", gt=0)
+    gradient_accumulation_steps: int = Field(1, description="Forward passes per update; raise it to save memory.", ge=1)
     group_by_length: bool = Field(True, description="Batch rows of like length: less padding, same rows per epoch.")
     metric_for_best_model: BestName = Field(
         "eval_loss", description="What best means; the loss needs no generation and is never noisy by chance."

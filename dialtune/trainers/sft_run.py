@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dialtune.checkpoints import Checkpoint, newest_checkpoint, open_checkpoint
-from dialtune.config.loading import load_config, to_yaml
+from dialtune.config.loading import to_yaml
 from dialtune.config.schema import RunConfig
-from dialtune.data.cleaning import clean_examples
-from dialtune.data.reading import DataSet, read_examples
+from dialtune.data.reading import DataSet
 from dialtune.environment import environment
-from dialtune.errors import CheckpointError, ConfigError, DataError
+from dialtune.errors import DataError
 from dialtune.generation import generate
 from dialtune.metrics.base import chosen_references
 from dialtune.metrics.table import METRICS
 from dialtune.models.base import LanguageModel, Sampling
-from dialtune.models.loading import OpenModel, bf16_is_faster, choose_device, load_model
-from dialtune.models.lora import attach_lora, count_parameters
-from dialtune.prompts import build_prompts
+from dialtune.models.loading import OpenModel
+from dialtune.models.lora import count_parameters
 from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
-from dialtune.seeds import seed_for
-from dialtune.tasks import Task, find_task
+from dialtune.tasks import Task
 from dialtune.trainers.batching import TokenRow, tokenize_rows
+from dialtune.trainers.setup import (
+    check_same_run,
+    command_line,
+    data_facts,
+    open_for_training,
+    prompts_of,
+    read_data,
+    result_of,
+    start_of,
+    task_of,
+    with_compute_dtype,
+)
 from dialtune.trainers.sft import Evaluate, OnEvent, Plan, ignore_events, mean_loss, train_sft
-from dialtune.types import Example, Prompt
+from dialtune.types import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,10 @@ def run_sft(
     config = with_compute_dtype(config.resolve())
     run = RunFolder(config.output_dir)
     with run.lock():
-        start = _start_of(run, resume)
+        start = start_of(run, resume)
         prepared = prepare(config, weights=None if start is None else start.path)
         if start is not None:
-            _check_same_run(start, prepared, run, force)
+            check_same_run(start, prepared.fingerprint, prepared.config, run, force)
         elif run.metrics.exists():
             run.metrics.unlink()  # rows of a run that was killed before its first checkpoint
         write_text_atomic(run.config, to_yaml(config))
@@ -93,7 +99,7 @@ def run_sft(
                 },
                 on_event=on_event,
             )
-            result = _result_of(run, state.result_step(config))
+            result = result_of(run, state.result_step(config))
         except BaseException as error:
             record_end(run, f"{type(error).__name__}: {error}".splitlines()[0])
             raise
@@ -101,24 +107,13 @@ def run_sft(
         return result
 
 
-def _result_of(run: RunFolder, step: int) -> Path:
-    """The result's checkpoint; with on_save_error: continue, the newest there is if that one could not be written."""
-    result = run.checkpoint(step)
-    if result.is_dir():
-        return result
-    newest = newest_checkpoint(run.path)
-    if newest is None:
-        raise CheckpointError(f"{run.path}: trained, but no checkpoint could be written; free some space and run again")
-    return newest.path
-
-
 def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     """Read the data, open the model (from `weights` when resuming), build and tokenise the rows."""
     task = task_of(config)
-    train = _read(config, config.data.train, config.data.max_train_rows)
+    train = read_data(config, config.data.train, config.data.max_train_rows)
     validation = None
     if config.data.validation is not None:
-        validation = _read(config, config.data.validation, config.data.max_validation_rows)
+        validation = read_data(config, config.data.validation, config.data.max_validation_rows)
     model = open_for_training(config, weights)
     rows, dropped = _tokenize(config, task, model, train)
     validation_rows = [] if validation is None else _tokenize(config, task, model, validation)[0]
@@ -126,45 +121,6 @@ def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
         [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
     )
     return Prepared(config, task, model, train, validation, rows, validation_rows, dropped, fingerprint)
-
-
-def task_of(config: RunConfig) -> Task:
-    """The recipe's task, asked by the recipe's template."""
-    task = find_task(config.task)
-    return task if config.template is None else replace(task, template=config.template)
-
-
-def with_compute_dtype(config: RunConfig) -> RunConfig:
-    """The recipe with `bf16: auto` decided for this machine, so that config.yaml says what was computed."""
-    if config.bf16 != "auto":
-        return config
-    return config.model_copy(update={"bf16": not config.fp16 and bf16_is_faster(choose_device("auto"))})
-
-
-def open_for_training(config: RunConfig, weights: Path | None = None) -> OpenModel:
-    """The recipe's model with its trainable parts in fp32 (an adapter, or everything) and frozen weights in bf16."""
-    half: Literal["bfloat16", "float32"] = "bfloat16" if config.bf16 is True else "float32"
-    model = load_model(
-        config.model if weights is None else str(weights),
-        dtype=half if config.lora else "float32",
-        revision=config.model_revision if weights is None else None,
-        trust_remote_code=config.trust_remote_code if weights is None else False,
-        merge_adapter=weights is None,
-    )
-    if config.lora and weights is None:
-        model = attach_lora(
-            model,
-            r=config.lora.r,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            target_modules=config.lora.target_modules,
-            seed=seed_for(config.seed, "lora"),
-        )
-    if config.gradient_checkpointing:
-        old = model.core.gradient_checkpointing_enable  # its name until transformers 5.2x
-        getattr(model.core, "activation_checkpointing_enable", old)({"use_reentrant": False})
-        model.core.enable_input_require_grads()
-    return model
 
 
 def preview_sft(config: RunConfig) -> list[str]:
@@ -192,21 +148,6 @@ def _marked(model: LanguageModel, row: TokenRow) -> str:
     return "".join(model.tokens(row.query)) + " " + learned
 
 
-def _read(config: RunConfig, source: str, limit: int | None) -> DataSet:
-    data = config.data
-    found = read_examples(
-        source,
-        layout=data.layout,
-        limit=limit,
-        on_bad_rows=data.on_bad_rows,
-        max_bad_fraction=data.max_bad_fraction,
-        columns=data.columns or None,
-    )
-    if not data.clean:
-        return found
-    return replace(found, examples=clean_examples(found.examples, data.clean).examples)
-
-
 def _tokenize(config: RunConfig, task: Task, model: LanguageModel, data: DataSet) -> tuple[list[TokenRow], int]:
     usable = [(example, text) for example in data.examples if (text := _target(example, config.data.reference))]
     if not usable:
@@ -214,16 +155,9 @@ def _tokenize(config: RunConfig, task: Task, model: LanguageModel, data: DataSet
             f"{data.name}: none of {len(data.examples)} rows has a reference {config.data.reference!r} to learn from; "
             "name the column with data.reference or data.columns"
         )
-    prompts = _prompts(config, task, model, [example for example, _ in usable])
+    prompts = prompts_of(config, task, model, [example for example, _ in usable])
     rows = tokenize_rows(model, prompts, [text for _, text in usable], max_response=config.max_completion_length)
     return rows, sum(prompt.dropped_turns for prompt in prompts)
-
-
-def _prompts(config: RunConfig, task: Task, model: LanguageModel, examples: Sequence[Example]) -> list[Prompt]:
-    """Prompts that fit both the recipe's budget and the model, whole turns dropped and counted."""
-    limits = [limit for limit in (config.max_prompt_length, model.max_prompt_tokens) if limit is not None]
-    limit = min(limits) if limits else None
-    return build_prompts(examples, task, max_prompt_tokens=limit, count_tokens=model.count_tokens)
 
 
 def _target(example: Example, reference: str) -> str:
@@ -258,7 +192,7 @@ def _generated_scores(model: LanguageModel, prepared: Prepared, data: DataSet, n
         num_beams=decoding.num_beams,
         length_penalty=decoding.length_penalty,
     )
-    prompts = _prompts(config, task, model, examples)
+    prompts = prompts_of(config, task, model, examples)
     completions = generate(model, prompts, sampling, batch_size=decoding.batch_size, seed=config.seed)
     texts = [completion.text for completion in completions]
     reference = config.evaluation.reference
@@ -270,73 +204,19 @@ def _generated_scores(model: LanguageModel, prepared: Prepared, data: DataSet, n
     return scores
 
 
-def _start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
-    if resume is None:
-        if run.checkpoints():
-            raise ConfigError(
-                f"output_dir: {run.path} already holds checkpoint-{max(run.checkpoints())}; "
-                "go on with --resume, or choose another output_dir"
-            )
-        return None
-    if resume == "newest":
-        return newest_checkpoint(run.path)
-    start = open_checkpoint(Path(resume))
-    newer = [f"checkpoint-{step}" for step in run.checkpoints() if step > start.step]
-    if newer:  # a later --resume would go on from them, with rows of metrics.jsonl from here
-        raise ConfigError(
-            f"resume: {run.path} also holds {', '.join(newer)}, made after {start.path.name}; "
-            "delete or move what is newer, or give --resume without a path to go on from the newest"
-        )
-    return start
-
-
-def _check_same_run(start: Checkpoint, prepared: Prepared, run: RunFolder, force: bool) -> None:
-    if start.fingerprint == prepared.fingerprint or force:
-        return
-    changed = _changed_keys(run, prepared.config) if run.config.exists() else []
-    what = f"changed keys: {', '.join(changed)}" if changed else "the data changed"
-    raise ConfigError(
-        f"{start.path}: saved under another recipe or other data; {what}. "
-        "Undo the change, start in another output_dir, or go on all the same with --force"
-    )
-
-
-def _changed_keys(run: RunFolder, config: RunConfig) -> list[str]:
-    old, new = load_config(run.config).model_dump(mode="json"), config.model_dump(mode="json")
-    return [key for key in new if new[key] != old.get(key) and key != "output_dir"]
-
-
 def _facts(prepared: Prepared) -> dict[str, Any]:
-    sets = {"train": prepared.train, "validation": prepared.validation}
     trainable, total = count_parameters(prepared.model.module)
     return environment() | {
-        "command": _command(),
+        "command": command_line(),
         "task": prepared.config.task,
         "seed": prepared.config.seed,
         "model": prepared.model.info.model_dump(),
         "parameters": {"trainable": trainable, "total": total},
-        "data": {
-            name: {
-                "name": found.name,
-                "rows": len(found.examples),
-                "fingerprint": found.fingerprint,
-                "counts": found.counts,
-            }
-            for name, found in sets.items()
-            if found is not None
-        },
+        "data": data_facts({"train": prepared.train, "validation": prepared.validation}),
         "dropped_turns": prepared.dropped_turns,
         "cut_targets": sum(1 for row in prepared.rows if row.cut),
         "fingerprint": prepared.fingerprint,
     }
-
-
-def _command() -> str:
-    """As it was typed; the program by its name alone, and a notebook's kernel without its own arguments."""
-    program = Path(sys.argv[0]).name
-    if program == "__main__.py":
-        program = "dialtune"
-    return program if program.endswith("kernel_launcher.py") else shlex.join([program, *sys.argv[1:]])
 
 
 def _summary(prepared: Prepared) -> str:

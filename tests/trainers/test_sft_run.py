@@ -21,7 +21,7 @@ from dialtune.data.reading import read_examples
 from dialtune.errors import CheckpointError, ConfigError, DataError
 from dialtune.models.loading import read_notes
 from dialtune.runs import read_rows
-from dialtune.trainers import sft, sft_run
+from dialtune.trainers import setup, sft, sft_run
 from dialtune.trainers.sft_run import preview_sft, run_sft, with_compute_dtype
 
 
@@ -132,7 +132,7 @@ def test_run_json_says_what_ran_on_what(tiny, rows, tmp_path, monkeypatch):
 )
 def test_the_command_names_the_program_and_not_its_folder(argv, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
-    assert sft_run._command() == command
+    assert setup.command_line() == command
     assert shlex.split(command)
 
 
@@ -164,9 +164,9 @@ def test_rows_of_a_run_that_never_saved_are_gone_after_a_new_start(tiny, rows, t
 def test_bf16_auto_is_decided_for_the_machine(monkeypatch, tmp_path):
     config = _config(tmp_path, tmp_path, tmp_path, bf16="auto")
     for fast in (True, False):
-        monkeypatch.setattr(sft_run, "bf16_is_faster", lambda device, fast=fast: fast)
+        monkeypatch.setattr(setup, "bf16_is_faster", lambda device, fast=fast: fast)
         assert with_compute_dtype(config).bf16 is fast
-    monkeypatch.setattr(sft_run, "bf16_is_faster", lambda device: True)
+    monkeypatch.setattr(setup, "bf16_is_faster", lambda device: True)
     assert with_compute_dtype(_config(tmp_path, tmp_path, tmp_path, bf16="auto", fp16=True)).bf16 is False
     assert with_compute_dtype(_config(tmp_path, tmp_path, tmp_path, bf16=False)).bf16 is False
 

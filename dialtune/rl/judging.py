@@ -1,0 +1,251 @@
+"""What completions earn under the constraint: rewards in units of the start policy, qualities, multipliers, the log.
+
+One object between the rewards and the loop. It is measured once on the start policy (`calibrate`), asked for every
+rollout, told about each (`update`), and its whole state is JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dialtune.config.rl_schema import RLConfig
+from dialtune.errors import TrainingError
+from dialtune.metrics.base import is_empty
+from dialtune.rewards.base import Reward, score_safely
+from dialtune.rewards.composite import CompositeReward
+from dialtune.rewards.probes import run_probes
+from dialtune.rewards.table import find_reward
+from dialtune.rl.constraint import Constraint, length_bounds, quality_floor, ratio_interval
+from dialtune.rl.doctor import Check
+from dialtune.rl.rollouts import Judged, Rollout
+from dialtune.scorers.base import ToxicityScorer, probabilities, sigmoid
+from dialtune.types import Example, FinishReason
+
+Array = NDArray[np.float64]
+
+MAX_BAD_SHARE = 0.05  # of the rewards of the last BAD_WINDOW completions
+BAD_WINDOW = 256
+LENGTH = "length"
+
+
+class Judging:
+    """Rewards with weights, the qualities that must stay, and a scorer that only watches."""
+
+    def __init__(
+        self, rewards: Mapping[str, tuple[Reward, float]], config: RLConfig, *, alarm: ToxicityScorer | None = None
+    ) -> None:
+        self.rewards, self.config, self.alarm = dict(rewards), config, alarm
+        self.composite = CompositeReward(tuple(self.rewards.values()))
+        names = config.constraint.qualities if config.constraint else ()
+        self.qualities = {name: find_reward(name) for name in names}
+        self.constraint = Constraint(())
+        self.start: dict[str, float] = {}  # means of the start policy, by part
+        self.bad: list[int] = []  # was each of the last completions' reward unusable?
+
+    def calibrate(self, examples: Sequence[Example], texts: Sequence[str], lengths: Sequence[int]) -> None:
+        """Fix scales and bounds by completions of the start policy, sampled as rollouts are.
+
+        Raises:
+            TrainingError: a quality is too low to be held, or nothing was scored.
+        """
+        self.composite = CompositeReward(tuple(self.rewards.values()))
+        measured = self.composite.measure(examples, texts)
+        self.composite = self.composite.calibrated(measured)
+        parts = dict(measured.parts) | self._qualities(examples, texts)
+        self.start = {name: float(np.nanmean(values)) for name, values in parts.items()} | {
+            LENGTH: float(np.mean(lengths))
+        }
+        settings = self.config.constraint
+        if settings is None:
+            return
+        multipliers = [
+            quality_floor(name, parts[name], delta=settings.delta, value=settings.multiplier) for name in self.qualities
+        ]
+        if settings.length is not None:
+            multipliers += length_bounds(np.asarray(lengths, dtype=np.float64), settings.length, value=0.0)
+        self.constraint = Constraint(tuple(multipliers), settings.learning_rate, settings.max_multiplier)
+
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        texts: Sequence[str],
+        lengths: torch.Tensor,
+        finish: Sequence[FinishReason],
+    ) -> Judged:
+        """The composite reward of a rollout's completions.
+
+        Raises:
+            TrainingError: too many rewards of late could not be used.
+        """
+        measured = self.composite.measure(examples, texts)
+        qualities = self._qualities(examples, texts)
+        tokens = lengths.numpy().astype(np.float64)
+        cut = np.array([reason == "length" for reason in finish], dtype=np.float64)
+        total = self.constraint.combine(
+            measured.total,
+            1.0,
+            self._constrained(qualities, tokens),
+            empty=measured.empty,
+            penalties=cut if self.config.truncation == "penalise" else None,
+        )
+        valid = measured.valid & np.isfinite(total)
+        self._count_bad(~valid, measured.problems)
+        parts = dict(measured.parts) | qualities | {"empty": measured.empty.astype(np.float64)}
+        if self.alarm is not None:
+            parts["alarm"] = probabilities(self.alarm, texts)
+        return Judged(
+            rewards=torch.tensor(np.where(valid, total, 0.0), dtype=torch.float32),
+            valid=torch.tensor(valid),
+            parts={name: torch.tensor(values, dtype=torch.float32) for name, values in parts.items()},
+            problems=measured.problems,
+        )
+
+    def update(self, rollout: Rollout) -> None:
+        """Move the multipliers; once per rollout, after the policy's last step on it.
+
+        Raises:
+            TrainingError: a constraint cannot be met.
+        """
+        qualities = {name: rollout.parts[name].cpu().numpy().astype(np.float64) for name in self.qualities}
+        tokens = rollout.lengths.cpu().numpy().astype(np.float64)
+        self.constraint = self.constraint.update(
+            self._constrained(qualities, tokens), rollout.group, rollout.valid.cpu().numpy()
+        )
+        if reason := self.constraint.infeasible():
+            raise TrainingError(reason)
+
+    def measure(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, Array]:
+        """Raw parts and qualities by name, (N,) each; `toxicity` rewards as probabilities, under `toxic:NAME`."""
+        parts = dict(self.composite.measure(examples, texts).parts)
+        found = self._qualities(examples, texts) | parts
+        for name, (reward, _) in self.rewards.items():
+            if name.startswith("toxicity"):
+                found[f"toxic:{name}"] = sigmoid(-np.asarray(_values(reward, examples, texts)))
+        if self.alarm is not None:
+            found["alarm"] = probabilities(self.alarm, texts)
+        return found
+
+    def verdict(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Any]:
+        """Validation scores of a checkpoint against the start policy, as `eval_...`; see `trainers.rl.Evaluate`.
+
+        `eval_objective` is what the best checkpoint has least of: the mean toxic probability, or else minus the mean
+        reward. `eval_acceptable`: every quality's ratio to the start has its 95 % interval above 1 - delta, and the
+        mean length is inside its bounds.
+        """
+        settings, row = self.config.constraint, dict[str, Any]()
+        toxic = [name for name in after if name.startswith("toxic:")]
+        names = toxic or list(self.rewards)
+        sign = 1.0 if toxic else -1.0
+        row["eval_objective"] = sign * float(np.mean([np.nanmean(after[name]) for name in names]))
+        if toxic:
+            row["eval_toxicity"] = float(np.mean([np.nanmean(after[name]) for name in toxic]))
+        if toxic and "alarm" in after:
+            row |= {"toxicity:trained": row["eval_toxicity"], "toxicity:alarm": float(after["alarm"].mean())}
+        for name in ("alarm", "length", "empty", *self.qualities):
+            if name in after:
+                row[f"eval_{name}"] = float(np.nanmean(after[name]))
+        acceptable = row["eval_empty"] <= 0.01
+        for name in self.qualities:
+            both = ~np.isnan(before[name]) & ~np.isnan(after[name])
+            interval = ratio_interval(before[name][both], after[name][both]) if both.sum() > 1 else None
+            row[f"eval_{name}_ratio"] = float(after[name][both].mean() / max(1e-9, before[name][both].mean()))
+            row[f"eval_{name}_ratio_low"] = None if interval is None else interval[0]
+            assert settings is not None
+            acceptable &= interval is not None and interval[0] >= 1 - settings.delta
+        if settings is not None and settings.length is not None:
+            share = row["eval_length"] / max(1e-9, float(before["length"].mean()))
+            acceptable &= settings.length[0] <= share <= settings.length[1]
+        return row | {"eval_acceptable": bool(acceptable)}
+
+    def record(self, rollout: Rollout) -> dict[str, Any]:
+        """What the log says about a rollout's completions."""
+        rewards = rollout.rewards[rollout.valid]
+        lengths = rollout.lengths.float()
+        groups = rollout.rewards.reshape(-1, rollout.group)
+        texts = [text.split() for text in rollout.texts]
+        whose = [example for example in rollout.example_ids for _ in range(rollout.group)]
+        bigrams = [pair for words in texts for pair in itertools.pairwise(words)]
+        found: dict[str, Any] = {
+            "reward": float(rewards.mean()) if len(rewards) else None,
+            "reward_std": float(rewards.std(correction=0)) if len(rewards) else None,
+            "frac_zero_std": float((groups.amax(1) == groups.amin(1)).float().mean()),
+            "length": float(lengths.mean()),
+            "length_p95": float(lengths.quantile(0.95)),
+            "truncated": sum(reason == "length" for reason in rollout.finish) / len(texts),
+            "distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
+            "identical": 1 - len(set(zip(whose, rollout.texts, strict=True))) / len(texts),
+            "bad_rewards": float((~rollout.valid).float().mean()),
+        }
+        for name, part in rollout.parts.items():
+            kept = part[torch.isfinite(part)]
+            found[name] = float(kept.mean()) if len(kept) else None
+        if "toxicity" in found and found["toxicity"] is not None:
+            found["toxic"] = float(torch.sigmoid(-rollout.parts["toxicity"]).mean())
+        return found | self.constraint.record()
+
+    def checks(self) -> list[Check]:
+        """D18 and D21 for every reward: steady, finite, the right way up; D22 holds once `calibrate` has passed."""
+        found = []
+        for name, (reward, _) in self.rewards.items():
+            report = run_probes(reward)
+            problem = None if report.passed else "; ".join(report.failures)
+            found.append(Check("D21", f"reward {name} ranks probes rightly", problem))
+        if self.qualities:
+            means = ", ".join(f"{name} {self.start[name]:.3f}" for name in self.qualities if name in self.start)
+            found.append(Check("D22", f"qualities of the start policy can be held: {means}"))
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json: what is rewarded, held and watched."""
+        return {
+            "rewards": {name: weight for name, (_, weight) in self.rewards.items()},
+            "qualities": list(self.qualities),
+            "alarm": None if self.alarm is None else self.alarm.name,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole state as JSON values."""
+        return {
+            "scales": self.composite.state(),
+            "constraint": self.constraint.to_dict(),
+            "start": self.start,
+            "bad": self.bad,
+        }
+
+    def load_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `to_dict()`."""
+        self.composite = self.composite.restored(state["scales"])
+        self.constraint = Constraint.from_dict(state["constraint"])
+        self.start, self.bad = dict(state["start"]), list(state["bad"])
+
+    def _qualities(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, Array]:
+        """Constrained qualities by name, (N,) in [0,1]; 0 for empty text, NaN where one does not apply."""
+        empty = np.array([is_empty(text) for text in texts])
+        return {name: np.where(empty, 0.0, _values(reward, examples, texts)) for name, reward in self.qualities.items()}
+
+    def _constrained(self, qualities: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
+        found = dict(qualities)
+        if self.config.constraint is not None and self.config.constraint.length is not None:
+            found |= {"length_min": tokens, "length_max": tokens}
+        return found
+
+    def _count_bad(self, bad: NDArray[np.bool_], problems: Sequence[str]) -> None:
+        self.bad = [*self.bad, *(int(flag) for flag in bad)][-BAD_WINDOW:]
+        limit = math.ceil(MAX_BAD_SHARE * len(self.bad))
+        if sum(self.bad) > limit:
+            why = problems[0] if problems else "no reward applies"
+            raise TrainingError(
+                f"{sum(self.bad)} of the last {len(self.bad)} completions had no usable reward (limit "
+                f"{MAX_BAD_SHARE:.0%}): {why}"
+            )
+
+
+def _values(reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> Array:
+    return score_safely(reward, examples, texts).values

@@ -1,0 +1,302 @@
+"""A recipe → a reinforcement-learning run folder: read, open, check, calibrate, train, record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dialtune.checkpoints import Checkpoint
+from dialtune.config.loading import to_yaml
+from dialtune.config.rl_schema import RLConfig
+from dialtune.data.audit import leaks
+from dialtune.data.reading import DataSet
+from dialtune.environment import environment
+from dialtune.errors import TrainingError
+from dialtune.generation import generate
+from dialtune.metrics.base import is_empty
+from dialtune.models.base import LanguageModel, Sampling
+from dialtune.models.loading import OpenModel
+from dialtune.models.lora import count_parameters
+from dialtune.models.reference import Reference, disable_dropout, open_reference
+from dialtune.rewards.base import Reward
+from dialtune.rewards.table import find_reward
+from dialtune.rl.doctor import Check, Patient, examine, failures
+from dialtune.rl.judging import Judging
+from dialtune.rl.rollouts import chunks
+from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
+from dialtune.scorers.table import find_scorer
+from dialtune.seeds import seed_for
+from dialtune.tasks import Task
+from dialtune.trainers.group import GroupMethod
+from dialtune.trainers.memory import keep_freed_memory
+from dialtune.trainers.method import Method
+from dialtune.trainers.ppo import PPOMethod
+from dialtune.trainers.rl import JOURNAL, Clock, Evaluate, Pool, train_rl
+from dialtune.trainers.setup import (
+    check_same_run,
+    command_line,
+    data_facts,
+    open_for_training,
+    prompts_of,
+    read_data,
+    result_of,
+    start_of,
+    task_of,
+    with_compute_dtype,
+)
+from dialtune.trainers.sft import OnEvent, ignore_events
+from dialtune.trainers.update import compute_dtype
+from dialtune.types import Example
+
+CALIBRATION_ROWS = 64  # completions sampled at a time when the start policy is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that stands before the first rollout."""
+
+    config: RLConfig
+    task: Task
+    model: OpenModel
+    reference: Reference
+    method: Method
+    judging: Judging
+    train: DataSet
+    validation: DataSet | None
+    pool: Pool
+    fingerprint: str
+
+
+def run_rl(
+    config: RLConfig,
+    *,
+    rewards: Sequence[Reward] = (),
+    resume: str | None = None,
+    force: bool = False,
+    on_event: OnEvent = ignore_events,
+) -> Path:
+    """Train by a recipe and return the checkpoint that is the result.
+
+    Args:
+        config: a loaded recipe.
+        rewards: rewards of your own, beside those of the recipe, with weight 1 (`rewards.base.FunctionReward` makes
+            one of a TRL reward function).
+        resume: None for a new run; `newest`, or the path of a checkpoint of this run.
+        force: go on although the recipe or the data changed since the checkpoint.
+        on_event: told about the start, each update, each save and notes.
+    Raises:
+        ConfigError: the folder holds a run already, or a resume under another recipe.
+        TrainingError: a check before the first update failed, or a stop rule held.
+        DataError, ModelError, CheckpointError, InterruptedRunError: see the modules that raise them.
+    """
+    config = with_compute_dtype(config.resolve())
+    run = RunFolder(config.output_dir)
+    with run.lock():
+        start = start_of(run, resume)
+        prepared = prepare(config, rewards, weights=None if start is None else start.path)
+        if start is not None:
+            check_same_run(start, prepared.fingerprint, config, run, force)
+        else:
+            _forget_rows(run)
+        write_text_atomic(run.config, to_yaml(config))
+        record_start(run, _facts(prepared) | {"forced": force}, resumed_from=None if start is None else start.step)
+        on_event("note", {"text": _summary(prepared)})
+        try:
+            result = _train(prepared, run, start, on_event)
+        except BaseException as error:
+            record_end(run, f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        record_end(run, "done", notes=[f"result: {result.name}"])
+        return result
+
+
+def check_rl(config: RLConfig, *, rewards: Sequence[Reward] = ()) -> list[Check]:
+    """What `dialtune doctor rl` prints: every check that stands before the first update, passed or not."""
+    config = with_compute_dtype(config.resolve())
+    prepared = prepare(config, rewards)
+    _calibrate(prepared, least=True)
+    return _checks(prepared)
+
+
+def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path | None = None) -> Prepared:
+    """Read the data, open policy and start policy, build prompts and rewards."""
+    task = task_of(config)
+    train = read_data(config, config.data.train, config.data.max_train_rows)
+    validation = None
+    if config.data.validation is not None:
+        validation = read_data(config, config.data.validation, config.data.max_validation_rows)
+    model = open_for_training(config, weights)
+    if model.device.type == "cpu":
+        keep_freed_memory()
+    disable_dropout(model.module)
+    model.module.eval()
+    reference = open_reference(
+        model,
+        config.model,
+        dtype="float32",
+        revision=config.model_revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    named = {name: (find_reward(name), weight) for name, weight in config.rewards.items()}
+    named |= {reward.name: (reward, 1.0) for reward in rewards}
+    judging = Judging(named, config, alarm=find_scorer(config.alarm_scorer) if config.alarm_scorer else None)
+    method: Method = PPOMethod(model, config) if config.method == "ppo" else GroupMethod(model, config)
+    pool = Pool(train.examples, prompts_of(config, task, model, train.examples), config.data_seed or config.seed)
+    parts = [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
+    return Prepared(config, task, model, reference, method, judging, train, validation, pool, ":".join(parts))
+
+
+def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_event: OnEvent) -> Path:
+    config = prepared.config
+    if start is None:
+        on_event("note", {"text": "measuring the start policy"})
+        _calibrate(prepared)
+        if problems := failures(_checks(prepared)):
+            raise TrainingError("\n".join(problems))
+    state = train_rl(
+        prepared.model,
+        prepared.reference,
+        prepared.pool,
+        prepared.judging,
+        prepared.method,
+        config,
+        run,
+        evaluate=_evaluator(prepared),
+        start=start,
+        fingerprint=prepared.fingerprint,
+        notes={
+            "task": config.task,
+            "template": prepared.task.template,
+            "max_prompt_length": config.max_prompt_length,
+        },
+        on_event=on_event,
+    )
+    return result_of(run, state.result_step(config))
+
+
+def _calibrate(prepared: Prepared, *, least: bool = False) -> None:
+    """Measure rewards and qualities of the start policy, with the decoding of the rollouts."""
+    config, pool, model = prepared.config, prepared.pool, prepared.model
+    wanted = 16 if least else config.constraint.baseline_prompts if config.constraint else 64
+    rows = list(range(min(wanted, len(pool.examples))))
+    group = math.ceil(wanted / len(rows))  # a small pool is asked several times
+    examples: list[Example] = []
+    texts: list[str] = []
+    lengths: list[int] = []
+    with torch.no_grad(), prepared.reference.active() as start, compute_dtype(model.module, config, model.device):
+        for chosen in chunks(len(rows), max(1, CALIBRATION_ROWS // group)):
+            seeds = [seed_for(config.seed, "baseline", 0, rows[i]) for i in chosen]
+            query = start.encode([pool.prompts[rows[i]] for i in chosen])
+            sampled = start.sample(query, _sampling(config), seeds=seeds, group=group)
+            texts += start.decode(sampled.response, sampled.mask)
+            lengths += sampled.mask.sum(1).tolist()
+            examples += [pool.examples[rows[i]] for i in chosen for _ in range(group)]
+    prepared.judging.calibrate(examples, texts, lengths)
+
+
+def _sampling(config: RLConfig) -> Sampling:
+    return Sampling(max_new_tokens=config.max_completion_length, temperature=config.temperature)
+
+
+def _checks(prepared: Prepared) -> list[Check]:
+    """The doctor's findings: data, rewards, then the policy on eight real prompts."""
+    config, model, pool = prepared.config, prepared.model, prepared.pool
+    found = [*_data_checks(prepared), *prepared.judging.checks()]
+    if config.method == "ppo":
+        weights = prepared.method.tensors().values()
+        fresh = all(w.dtype == torch.float32 and not w.any() for w in weights)
+        found.append(
+            Check("D15", "value head starts at 0 in fp32", None if fresh else "value head does not start at 0")
+        )
+    rows = pool.draw(0, min(8, len(pool.examples)))
+    patient = Patient(
+        model=model,
+        reference=prepared.reference,
+        examples=[pool.examples[row] for row in rows],
+        prompts=[pool.prompts[row] for row in rows],
+        judge=prepared.judging,
+        sampling=_sampling(config),
+        group=min(4, config.num_generations),
+        seeds=[seed_for(config.seed, "doctor", 0, row) for row in rows],
+        half=config.bf16 is True or config.fp16,
+    )
+    with compute_dtype(model.module, config, model.device):
+        return found + examine(patient, trained=model.module, timed=Clock())
+
+
+def _data_checks(prepared: Prepared) -> list[Check]:
+    """D23: no evaluation dialogue among the training prompts."""
+    if prepared.validation is None:
+        return []
+    shared = leaks({"train": prepared.train.examples, "validation": prepared.validation.examples}).across[0]
+    n = shared.right_exact + shared.right_near
+    problem = f"{n} validation dialogues occur in the training prompts; run: dialtune data leaks" if n else None
+    return [Check("D23", "validation dialogues are not trained on", problem)]
+
+
+def _evaluator(prepared: Prepared) -> Evaluate | None:
+    """Greedy completions on the validation dialogues, judged against those of the start policy."""
+    data, config = prepared.validation, prepared.config
+    if data is None:
+        return None
+    examples = data.examples
+    prompts = prompts_of(config, prepared.task, prepared.model, examples)
+    sampling = Sampling(max_new_tokens=config.generation.max_new_tokens or config.max_completion_length)
+    before: dict[str, NDArray[np.float64]] = {}
+
+    def measure(model: LanguageModel) -> dict[str, NDArray[np.float64]]:
+        with compute_dtype(model.module, config, model.device):
+            completions = generate(model, prompts, sampling, batch_size=config.generation.batch_size, seed=config.seed)
+        texts = [completion.text for completion in completions]
+        found = prepared.judging.measure(examples, texts)
+        found["length"] = np.array([len(completion.token_ids) for completion in completions], dtype=np.float64)
+        found["empty"] = np.array([is_empty(text) for text in texts], dtype=np.float64)
+        return found
+
+    def evaluate() -> Mapping[str, Any]:
+        if not before:
+            with prepared.reference.active() as start:
+                before.update(measure(start))
+        return prepared.judging.verdict(before, measure(prepared.model))
+
+    return evaluate
+
+
+def _forget_rows(run: RunFolder) -> None:
+    """Rows of a run that was killed before its first checkpoint."""
+    for path in (run.metrics, run.path / JOURNAL):
+        path.unlink(missing_ok=True)
+
+
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    trainable, total = count_parameters(prepared.method.trained)
+    return environment() | {
+        "command": command_line(),
+        "task": prepared.config.task,
+        "method": prepared.config.method,
+        "seed": prepared.config.seed,
+        "model": prepared.model.info.model_dump(),
+        "parameters": {"trainable": trainable, "total": total},
+        "rewards": prepared.judging.describe(),
+        "data": data_facts({"train": prepared.train, "validation": prepared.validation}),
+        "dropped_turns": sum(prompt.dropped_turns for prompt in prepared.pool.prompts),
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def _summary(prepared: Prepared) -> str:
+    config = prepared.config
+    trainable, total = count_parameters(prepared.method.trained)
+    precision = "bf16 products" if config.bf16 is True else "fp16 products" if config.fp16 else "fp32"
+    return (
+        f"{prepared.model.name}: {total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M trained, {precision}, "
+        f"on {prepared.model.device}; {config.method}, {config.max_steps:,} updates of {config.rollout_batch_size} "
+        f"prompts x {config.num_generations} completions; {len(prepared.pool.examples):,} dialogues"
+    )

@@ -1,0 +1,186 @@
+"""What stands before the first update of any training: data, prompts, the opened model, and where a resume starts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dialtune.checkpoints import Checkpoint, newest_checkpoint, open_checkpoint
+from dialtune.config.loading import load_any_config
+from dialtune.config.schema import TrainingConfig
+from dialtune.data.cleaning import clean_examples
+from dialtune.data.reading import DataSet, read_examples
+from dialtune.errors import CheckpointError, ConfigError
+from dialtune.models.base import LanguageModel
+from dialtune.models.loading import OpenModel, bf16_is_faster, choose_device, load_model, resolve_folder
+from dialtune.models.lora import attach_lora
+from dialtune.models.reference import is_adapter
+from dialtune.prompts import build_prompts
+from dialtune.runs import RunFolder
+from dialtune.seeds import seed_for
+from dialtune.tasks import Task, find_task
+from dialtune.types import Example, Prompt
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def task_of(config: TrainingConfig) -> Task:
+    """The recipe's task, asked by the recipe's template."""
+    task = find_task(config.task)
+    return task if config.template is None else replace(task, template=config.template)
+
+
+def with_compute_dtype(config: Config) -> Config:
+    """The recipe with `bf16: auto` decided for this machine, so that config.yaml says what was computed."""
+    if config.bf16 != "auto":
+        return config
+    return config.model_copy(update={"bf16": not config.fp16 and bf16_is_faster(choose_device("auto"))})
+
+
+def open_for_training(config: TrainingConfig, weights: Path | None = None) -> OpenModel:
+    """The recipe's model with its trainable parts in fp32 (an adapter, or everything) and frozen weights in bf16.
+
+    A recipe with `lora` on a model that is an adapter goes on with that adapter: a second one on top could not be saved
+    without the first. Without `lora` the adapter is merged and every weight is trained.
+    """
+    half: Literal["bfloat16", "float32"] = "bfloat16" if config.bf16 is True else "float32"
+    goes_on = weights is not None or (config.lora is not None and is_adapter(config.model))
+    model = load_model(
+        config.model if weights is None else str(weights),
+        dtype=half if config.lora else "float32",
+        revision=config.model_revision if weights is None else None,
+        trust_remote_code=config.trust_remote_code if weights is None else False,
+        merge_adapter=not goes_on,
+    )
+    if config.lora and goes_on:
+        _check_rank(config, resolve_folder(config.model if weights is None else str(weights)))
+    elif config.lora:
+        model = attach_lora(
+            model,
+            r=config.lora.r,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+            seed=seed_for(config.seed, "lora"),
+        )
+    if config.gradient_checkpointing:
+        old = model.core.gradient_checkpointing_enable  # its name until transformers 5.2x
+        getattr(model.core, "activation_checkpointing_enable", old)({"use_reentrant": False})
+        model.core.enable_input_require_grads()
+    return model
+
+
+def _check_rank(config: TrainingConfig, folder: Path) -> None:
+    assert config.lora is not None
+    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r")
+    if rank != config.lora.r:
+        raise ConfigError(
+            f"lora.r: got {config.lora.r}; {config.model} is an adapter of rank {rank}, and training goes on with it; "
+            f"set lora: {{r: {rank}}}"
+        )
+
+
+def read_data(config: TrainingConfig, source: str, limit: int | None) -> DataSet:
+    """Rows of one of the recipe's sources, read and cleaned as the recipe says."""
+    data = config.data
+    found = read_examples(
+        source,
+        layout=data.layout,
+        limit=limit,
+        on_bad_rows=data.on_bad_rows,
+        max_bad_fraction=data.max_bad_fraction,
+        columns=data.columns or None,
+    )
+    if not data.clean:
+        return found
+    return replace(found, examples=clean_examples(found.examples, data.clean).examples)
+
+
+def prompts_of(config: TrainingConfig, task: Task, model: LanguageModel, examples: Sequence[Example]) -> list[Prompt]:
+    """Prompts that fit both the recipe's budget and the model, whole turns dropped and counted."""
+    limits = [limit for limit in (config.max_prompt_length, model.max_prompt_tokens) if limit is not None]
+    limit = min(limits) if limits else None
+    return build_prompts(examples, task, max_prompt_tokens=limit, count_tokens=model.count_tokens)
+
+
+def start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
+    """The checkpoint to go on from: None for a new run.
+
+    Args:
+        run: its folder.
+        resume: None for a new run, `newest`, or the path of a checkpoint of this run.
+    Raises:
+        ConfigError: the folder holds a run already, or newer checkpoints than the one named.
+    """
+    if resume is None:
+        if run.checkpoints():
+            raise ConfigError(
+                f"output_dir: {run.path} already holds checkpoint-{max(run.checkpoints())}; "
+                "go on with --resume, or choose another output_dir"
+            )
+        return None
+    if resume == "newest":
+        return newest_checkpoint(run.path)
+    start = open_checkpoint(Path(resume))
+    newer = [f"checkpoint-{step}" for step in run.checkpoints() if step > start.step]
+    if newer:  # a later --resume would go on from them, with rows of metrics.jsonl from here
+        raise ConfigError(
+            f"resume: {run.path} also holds {', '.join(newer)}, made after {start.path.name}; "
+            "delete or move what is newer, or give --resume without a path to go on from the newest"
+        )
+    return start
+
+
+def check_same_run(start: Checkpoint, fingerprint: str, config: TrainingConfig, run: RunFolder, force: bool) -> None:
+    """Refuse to go on under another recipe or other data, unless forced; the message names the changed keys."""
+    if start.fingerprint == fingerprint or force:
+        return
+    changed = _changed_keys(run, config) if run.config.exists() else []
+    what = f"changed keys: {', '.join(changed)}" if changed else "the data changed"
+    raise ConfigError(
+        f"{start.path}: saved under another recipe or other data; {what}. "
+        "Undo the change, start in another output_dir, or go on all the same with --force"
+    )
+
+
+def _changed_keys(run: RunFolder, config: TrainingConfig) -> list[str]:
+    old, new = load_any_config(run.config).model_dump(mode="json"), config.model_dump(mode="json")
+    return [key for key in new if new[key] != old.get(key) and key != "output_dir"]
+
+
+def data_facts(sets: dict[str, DataSet | None]) -> dict[str, Any]:
+    """What run.json records about the data."""
+    return {
+        name: {
+            "name": found.name,
+            "rows": len(found.examples),
+            "fingerprint": found.fingerprint,
+            "counts": found.counts,
+        }
+        for name, found in sets.items()
+        if found is not None
+    }
+
+
+def command_line() -> str:
+    """As it was typed; the program by its name alone, and a notebook's kernel without its own arguments."""
+    program = Path(sys.argv[0]).name
+    if program == "__main__.py":
+        program = "dialtune"
+    return program if program.endswith("kernel_launcher.py") else shlex.join([program, *sys.argv[1:]])
+
+
+def result_of(run: RunFolder, step: int) -> Path:
+    """The result's checkpoint; with on_save_error: continue, the newest there is if that one could not be written."""
+    result = run.checkpoint(step)
+    if result.is_dir():
+        return result
+    newest = newest_checkpoint(run.path)
+    if newest is None:
+        raise CheckpointError(f"{run.path}: trained, but no checkpoint could be written; free some space and run again")
+    return newest.path
