@@ -44,6 +44,10 @@ class Measured:
             found |= {"ratio_min": self.ratio_min, "ratio_max": self.ratio_max}
         if "advantage_square" in found:
             found["advantage_std"] = max(0.0, found.pop("advantage_square") - found.pop("advantage") ** 2) ** 0.5
+        if "return_square" in found:
+            spread = found.pop("return_square") - found.pop("return_sum") ** 2
+            error = found.pop("value_error")
+            found["explained_variance"] = 1 - error / spread if spread > 0 else 0.0
         return found
 
 
