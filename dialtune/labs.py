@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dialtune.comparison import compare, describe, write_comparison
+from dialtune.config.rl_schema import RLConfig
 from dialtune.config.schema import RunConfig
 from dialtune.data.audit import leaks
+from dialtune.data.corpus import blunt_summary, of_kind, packaged_splits
+from dialtune.data.dialogue import render_dialogue
 from dialtune.data.reading import DataSet, read_examples
 from dialtune.errors import ConfigError
 from dialtune.evaluation import write_evaluation
@@ -16,9 +20,11 @@ from dialtune.model_evaluation import evaluate_model, task_for, write_examples
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.results import Comparison, Evaluation
-from dialtune.runs import remove
+from dialtune.runs import remove, write_text_atomic
+from dialtune.trainers.rl_run import run_rl
 from dialtune.trainers.sft import OnEvent, ignore_events
 from dialtune.trainers.sft_run import run_sft
+from dialtune.types import Example
 
 Say = Callable[[str], None]
 
@@ -84,16 +90,87 @@ def summarize(folder: Path, say: Say, on_event: OnEvent, progress: Progress | No
     """Lab 1: the packaged chat model before and after fine-tuning on 160 dialogues, judged on 60 it never saw."""
     recipe = summarize_recipe(folder)
     test = read_examples("packaged:test")
-    shared = leaks({"train": read_examples(recipe.data.train).examples, "test": test.examples}).across[0]
-    leakage = {"exact": shared.right_exact, "near": shared.right_near}
+    leakage = _leakage(read_examples(recipe.data.train), test)
 
     def judge(model: str, side: str) -> Evaluation:
         say(f"summarize: {side} training, {model} writes {len(test.examples)} summaries")
-        return _judge(model, test, folder / side, leakage, progress)
+        return _judge(model, test, folder / side, leakage, progress, "summarize")
 
     before = judge(recipe.model, "before")
     say("summarize: training")
     after = judge(str(run_sft(recipe, on_event=on_event)), "after")
+    return _conclude(folder, before, after, say)
+
+
+def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None) -> Comparison:
+    """Lab 3: a summarizer that repeats offences, before and after training on civility under a relevance floor."""
+    sets = _detox_data(folder / "data")
+    say("detoxify: fine-tuning a start policy on summaries that repeat what was shouted")
+    start = run_sft(start_recipe(folder), on_event=on_event)
+    test, others = read_examples(str(sets["heated_test"])), read_examples(str(sets["calm_test"]))
+    leakage = _leakage(read_examples(str(sets["blunt_train"])), test)
+
+    def judge(model: str, side: str) -> tuple[Evaluation, Evaluation]:
+        say(f"detoxify: {side} training, {len(test.examples)} heated and {len(others.examples)} calm dialogues")
+        calm = _judge(model, others, folder / "calm" / side, leakage, progress, "detoxify")
+        return _judge(model, test, folder / side, leakage, progress, "detoxify"), calm
+
+    before, calm_before = judge(str(start), "before")
+    say("detoxify: training on rewards")
+    after, calm_after = judge(str(run_rl(detoxify_recipe(folder, start), on_event=on_event)), "after")
+    write_comparison(folder / "calm", compare(calm_before, calm_after))
+    return _conclude(folder, before, after, say)
+
+
+def start_recipe(folder: Path) -> RunConfig:
+    """Lab 3's start policy: lab 1's settings on the blunt summaries."""
+    data = {"train": str(folder / "data" / "blunt_train.jsonl"), "validation": None}
+    values = summarize_recipe(folder).model_dump() | {"data": data, "output_dir": str(folder / "start")}
+    return RunConfig.model_validate(values | {"load_best_model_at_end": False})
+
+
+def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
+    """Lab 3's settings: some minutes on two cores."""
+    data = folder / "data"
+    return RLConfig.model_validate(
+        {
+            "method": "grpo",
+            "model": str(start),
+            "data": {"train": str(data / "heated_train.jsonl"), "validation": str(data / "heated_validation.jsonl")},
+            "output_dir": str(folder / "rl"),
+            "lora": {"r": 16, "dropout": 0.0},
+            "max_steps": 20,
+            "learning_rate": 1e-4,
+            "beta": 0.02,
+            "rollout_batch_size": 8,
+            "num_generations": 8,
+            "max_completion_length": 64,
+        }
+    )
+
+
+def _detox_data(folder: Path) -> dict[str, Path]:
+    """The packaged dialogues as lab 3 needs them, as files that its recipes name."""
+    splits = packaged_splits()
+    blunt = [_row(e, blunt_summary(e)) for e in splits["train"].examples]
+    heated = {name: [_row(e) for e in of_kind(splits[name], "heated")] for name in splits}
+    calm = [_row(e) for kind in ("plain", "control") for e in of_kind(splits["test"], kind)]
+    files = {"blunt_train": blunt, "calm_test": calm}
+    files |= {f"heated_{name}": rows for name, rows in heated.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text_atomic(folder / f"{name}.jsonl", text)
+    return {name: folder / f"{name}.jsonl" for name in files}
+
+
+def _row(example: Example, summary: str | None = None) -> dict[str, str]:
+    kind = str(example.meta["kind"])
+    row = {"id": example.id, "dialogue": render_dialogue(example.messages), "kind": kind}
+    return row | {"summary": summary or example.references[0]}
+
+
+def _conclude(folder: Path, before: Evaluation, after: Evaluation, say: Say) -> Comparison:
     comparison = compare(before, after)
     write_comparison(folder, comparison)
     for line in describe(comparison):
@@ -101,8 +178,15 @@ def summarize(folder: Path, say: Say, on_event: OnEvent, progress: Progress | No
     return comparison
 
 
-def _judge(name: str, test: DataSet, folder: Path, leakage: dict[str, int], progress: Progress | None) -> Evaluation:
-    task, budget = task_for("summarize", name)
+def _leakage(train: DataSet, test: DataSet) -> dict[str, int]:
+    shared = leaks({"train": train.examples, "test": test.examples}).across[0]
+    return {"exact": shared.right_exact, "near": shared.right_near}
+
+
+def _judge(
+    name: str, test: DataSet, folder: Path, leakage: dict[str, int], progress: Progress | None, job: str
+) -> Evaluation:
+    task, budget = task_for(job, name)
     evaluation = evaluate_model(
         load_model(name),
         test,
@@ -118,4 +202,4 @@ def _judge(name: str, test: DataSet, folder: Path, leakage: dict[str, int], prog
     return evaluation
 
 
-JOBS = {"summarize": summarize}
+JOBS = {"summarize": summarize, "detoxify": detoxify}
