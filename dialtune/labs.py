@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from dialtune.comparison import compare, describe, write_comparison
 from dialtune.config.rl_schema import RLConfig
 from dialtune.config.schema import RunConfig
 from dialtune.data.audit import leaks
-from dialtune.data.corpus import blunt_summary, of_kind, packaged_splits
-from dialtune.data.dialogue import render_dialogue
 from dialtune.data.reading import DataSet, read_examples
 from dialtune.errors import ConfigError
 from dialtune.evaluation import write_evaluation
@@ -20,11 +17,10 @@ from dialtune.model_evaluation import evaluate_model, task_for, write_examples
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.results import Comparison, Evaluation
-from dialtune.runs import remove, write_text_atomic
+from dialtune.runs import remove
 from dialtune.trainers.rl_run import run_rl
 from dialtune.trainers.sft import OnEvent, ignore_events
 from dialtune.trainers.sft_run import run_sft
-from dialtune.types import Example
 
 Say = Callable[[str], None]
 
@@ -104,11 +100,10 @@ def summarize(folder: Path, say: Say, on_event: OnEvent, progress: Progress | No
 
 def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None) -> Comparison:
     """Lab 3: a summarizer that repeats offences, before and after training on civility under a relevance floor."""
-    sets = _detox_data(folder / "data")
     say("detoxify: fine-tuning a start policy on summaries that repeat what was shouted")
     start = run_sft(start_recipe(folder), on_event=on_event)
-    test, others = read_examples(str(sets["heated_test"])), read_examples(str(sets["calm_test"]))
-    leakage = _leakage(read_examples(str(sets["blunt_train"])), test)
+    test, others = read_examples("packaged:test:heated"), read_examples("packaged:test:calm")
+    leakage = _leakage(read_examples("packaged:train"), test)
 
     def judge(model: str, side: str) -> tuple[Evaluation, Evaluation]:
         say(f"detoxify: {side} training, {len(test.examples)} heated and {len(others.examples)} calm dialogues")
@@ -124,19 +119,18 @@ def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | Non
 
 def start_recipe(folder: Path) -> RunConfig:
     """Lab 3's start policy: lab 1's settings on the blunt summaries."""
-    data = {"train": str(folder / "data" / "blunt_train.jsonl"), "validation": None}
-    values = summarize_recipe(folder).model_dump() | {"data": data, "output_dir": str(folder / "start")}
-    return RunConfig.model_validate(values | {"load_best_model_at_end": False})
+    values = summarize_recipe(folder).model_dump(exclude_unset=True)
+    data = {"train": "packaged:train:blunt", "validation": "packaged:validation:blunt"}
+    return RunConfig.model_validate(values | {"data": data, "output_dir": str(folder / "start")})
 
 
 def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
     """Lab 3's settings: some minutes on two cores."""
-    data = folder / "data"
     return RLConfig.model_validate(
         {
             "method": "grpo",
             "model": str(start),
-            "data": {"train": str(data / "heated_train.jsonl"), "validation": str(data / "heated_validation.jsonl")},
+            "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
             "output_dir": str(folder / "rl"),
             "lora": {"r": 16, "dropout": 0.0},
             "max_steps": 20,
@@ -147,27 +141,6 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "max_completion_length": 64,
         }
     )
-
-
-def _detox_data(folder: Path) -> dict[str, Path]:
-    """The packaged dialogues as lab 3 needs them, as files that its recipes name."""
-    splits = packaged_splits()
-    blunt = [_row(e, blunt_summary(e)) for e in splits["train"].examples]
-    heated = {name: [_row(e) for e in of_kind(splits[name], "heated")] for name in splits}
-    calm = [_row(e) for kind in ("plain", "control") for e in of_kind(splits["test"], kind)]
-    files = {"blunt_train": blunt, "calm_test": calm}
-    files |= {f"heated_{name}": rows for name, rows in heated.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text_atomic(folder / f"{name}.jsonl", text)
-    return {name: folder / f"{name}.jsonl" for name in files}
-
-
-def _row(example: Example, summary: str | None = None) -> dict[str, str]:
-    kind = str(example.meta["kind"])
-    row = {"id": example.id, "dialogue": render_dialogue(example.messages), "kind": kind}
-    return row | {"summary": summary or example.references[0]}
 
 
 def _conclude(folder: Path, before: Evaluation, after: Evaluation, say: Say) -> Comparison:

@@ -25,6 +25,8 @@ Policy = Literal["fail", "skip", "quarantine"]
 
 PACKAGED = Path(__file__).resolve().parents[1] / "assets" / "dialogues.jsonl"
 SPLITS = ("train", "validation", "test")
+# What may follow a packaged split: rows of these kinds; `blunt` is all rows, told with the offence repeated.
+VIEWS = {"heated": ("heated",), "calm": ("plain", "control"), "control": ("control",), "blunt": ()}
 SHOWN_PROBLEMS = 20  # lines of an error message
 KEPT_PROBLEMS = 1_000  # a file worse than this is not read to its end
 _PEEK = 32  # rows that vote on the layout
@@ -142,7 +144,7 @@ def read_examples(  # noqa: PLR0913 - keyword-only, each a flag of the command l
     """The examples of a source, in its order.
 
     Args:
-        source: a path, `packaged:train|validation|test`, or `hub:org/name[:split]` (extra `[hub]`).
+        source: a path, `packaged:train|validation|test` (and behind it `:heated` and so on, see VIEWS), or `hub:org/name[:split]` (extra `[hub]`).
         layout: a name from LAYOUTS, or `auto` to find it by the columns.
         split: rows whose `split` column says otherwise are left out; without one, what the source is called.
         limit: at most this many examples.
@@ -221,7 +223,9 @@ def scan_examples(
 def split_of(source: str | Path) -> str:
     """`train`, `validation` or `test` if the source's name says so, else an empty string."""
     name = str(source)
-    name = name.partition(":")[2].rpartition(":")[2] if name.startswith(("packaged:", "hub:")) else Path(name).name
+    if name.startswith("packaged:"):
+        return name.split(":")[1]
+    name = name.partition(":")[2].rpartition(":")[2] if name.startswith("hub:") else Path(name).name
     found = _SPLIT_NAME.findall(name)
     return {"dev": "validation", "val": "validation", "valid": "validation"}.get(
         found[-1].lower() if found else "", found[-1].lower() if found else ""
@@ -237,19 +241,29 @@ def _open(source: str | Path, split: str | None) -> tuple[Iterator[RawRow], str,
     """(rows, name for ids, split whose rows count)."""
     text = str(source)
     if text.startswith("packaged:"):
-        split = text.partition(":")[2]
-        if split not in SPLITS:
-            raise ConfigError(f"data: got '{text}'; known: {', '.join(f'packaged:{name}' for name in SPLITS)}")
+        split, _, view = text.removeprefix("packaged:").partition(":")
+        if split not in SPLITS or (view and view not in VIEWS):
+            known = f"{', '.join(f'packaged:{name}' for name in SPLITS)}, and behind each :{', :'.join(VIEWS)}"
+            raise ConfigError(f"data: got '{text}'; known: {known}")
         path = PACKAGED
         if not path.is_file():
             raise MissingExtraError(
                 f"{text}: the packaged dialogues are missing from this installation; reinstall dialtune"
             )
-        return scan_rows(path), "packaged", split
+        return _viewed(scan_rows(path), view), "packaged", split
     if text.startswith("hub:"):
         repository, _, named = text.removeprefix("hub:").partition(":")
         return _scan_hub(repository, named or split or "train"), repository, None
     return scan_rows(Path(source)), Path(source).name, split
+
+
+def _viewed(rows: Iterator[RawRow], view: str) -> Iterator[RawRow]:
+    """The packaged rows of one kind; `blunt`: all of them, their summary the one that repeats the offence."""
+    for row in rows:
+        if row.data is not None and view == "blunt":
+            yield row._replace(data=row.data | {"summary": row.data.get("summary_blunt") or row.data["summary"]})
+        elif row.data is None or row.data["kind"] in VIEWS.get(view, (row.data["kind"],)):
+            yield row
 
 
 def _scan_hub(repository: str, split: str) -> Iterator[RawRow]:
