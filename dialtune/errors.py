@@ -11,6 +11,8 @@
     ├── GateFailedError    (AssertionError)      exit 4   a --require gate, or a verdict below its floor
     ├── CheckpointError    (OSError)             exit 1   nothing that verifies, or no room to write
     ├── RunLockedError     (BlockingIOError)     exit 1   another process owns the run folder
+    ├── RewardError        (RuntimeError)        exit 1   a reward that failed twice, or ranks text wrongly
+    │   └── RewardTimeoutError (TimeoutError)              it did not answer in time
     ├── TrainingError      (RuntimeError)        exit 1   training stopped itself and says by which rule
     │   └── NonFiniteError (ArithmeticError)              NaN or infinity, with the name of the first bad tensor
     └── InterruptedRunError (RuntimeError)       exit 130 or 143   stopped by a signal after a saved checkpoint
@@ -87,6 +89,14 @@ class CheckpointError(DialtuneError, OSError):
 
 class RunLockedError(DialtuneError, BlockingIOError):
     """Another process is writing to the run folder; the message names it."""
+
+
+class RewardError(DialtuneError, RuntimeError):
+    """A reward failed twice, answered with the wrong number or kind of values, or did not pass its probes."""
+
+
+class RewardTimeoutError(RewardError, TimeoutError):
+    """A reward function did not answer in time; the message names it and the limit."""
 
 
 class TrainingError(DialtuneError, RuntimeError):
