@@ -144,7 +144,7 @@ def read_examples(  # noqa: PLR0913 - keyword-only, each a flag of the command l
     """The examples of a source, in its order.
 
     Args:
-        source: a path, `packaged:train|validation|test` with or without one of VIEWS behind it (`packaged:test:heated`),
+        source: a path, `packaged:train|validation|test` with or without one of VIEWS behind (`packaged:test:heated`),
             or `hub:org/name[:split]` (extra `[hub]`).
         layout: a name from LAYOUTS, or `auto` to find it by the columns.
         split: rows whose `split` column says otherwise are left out; without one, what the source is called.
