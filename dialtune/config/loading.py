@@ -93,6 +93,11 @@ def check_text(text: str, source: str) -> RunConfig:
     return _validated([read_text(text, source)], RunConfig)
 
 
+def check_rl_text(text: str, source: str) -> RLConfig:
+    """The same for reinforcement learning."""
+    return _validated([read_text(text, source)], RLConfig)
+
+
 def explain_topic(topic: str) -> list[tuple[str, str, str, str]]:
     """(key, allowed, default, doc line) of a key, of a section or of all; raises ConfigError with the closest name.
 
