@@ -1,6 +1,6 @@
 """Job 3 on DialogSum + ParaDetox: a start policy that repeats abuse, before and after RL under a relevance floor.
 
-Stress dialogues hold one real toxic turn; the start policy is fine-tuned on summaries that repeat it. Judged on held-out
+Stress dialogues hold one real toxic turn; the start policy is fine-tuned on summaries that repeat it. Judged on unseen
 stress dialogues (other dialogues, other sentences) and on clean ones, greedily, paired, by the reward's scorer and by
 jurors that no reward used, beside cheaper ways to the same end. Every stage is a folder; `--work` goes on.
 """
