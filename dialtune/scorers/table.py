@@ -38,7 +38,7 @@ def find_scorer(name: str, *, label: str | None = None) -> ToxicityScorer:
         ModelError: the files of a classifier are not there or cannot be used.
     """
     if label is None and "#" in name and not Path(name).is_dir():
-        name, _, label = name.partition("#")
+        name, _, label = name.rpartition("#")
     name = ALIASES.get(name, name)
     if name in PACKAGED_SCORERS:
         if label is not None:
