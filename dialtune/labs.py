@@ -131,7 +131,7 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "method": "grpo",
             "model": str(start),
             "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
-            "output_dir": str(folder / "rl"),
+            "output_dir": str(folder / "train"),
             "lora": {"r": 16, "dropout": 0.0},
             "max_steps": 20,
             "learning_rate": 1e-4,

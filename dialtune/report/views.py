@@ -250,6 +250,8 @@ def _notes(job: Job, entry: Entry | None) -> tuple[str, ...]:
 def _training_plots(training: Training | None, place: int) -> list[Plot]:
     if training is None:
         return []
+    if any("rollout" in row for row in training.rows):
+        return _rl_plots(training, place)
     loss, eval_loss = _points(training, "loss"), _points(training, "eval_loss")
     made = []
     if loss or eval_loss:
@@ -263,6 +265,28 @@ def _training_plots(training: Training | None, place: int) -> list[Plot]:
         title = "Scores on the validation rows over training steps: " + ", ".join(measured)
         svg = plots.curves([], measured, y_label="score", title=title, key=f"scores-{place}")
         made.append(Plot(Markup(svg), "Scores on the validation rows while training."))
+    return made
+
+
+# What a reinforcement-learning run shows: title, the rollouts' number, and numbers measured on validation dialogues.
+_RL_PLOTS = (
+    ("mean reward of the completions sampled", "reward", {}),
+    ("toxic probability, by the reward's scorer", "toxic", {"validation": "eval_toxicity", "alarm": "eval_alarm"}),
+    ("relevance", "relevance", {"validation": "eval_relevance"}),
+    ("KL to the start policy, nats per completion", "kl_per_sequence", {}),
+)
+
+
+def _rl_plots(training: Training, place: int) -> list[Plot]:
+    """Reward, toxicity, relevance and KL: the loss of a policy gradient says nothing."""
+    made = []
+    for label, key, others in _RL_PLOTS:
+        points = _points(training, key)
+        measured = {name: found for name, other in others.items() if (found := _points(training, other))}
+        if points or measured:
+            title = f"{label[0].upper()}{label[1:]}, over updates"
+            svg = plots.curves(points, measured, y_label=label, title=title, key=f"{key}-{place}")
+            made.append(Plot(Markup(svg), f"{title}."))
     return made
 
 

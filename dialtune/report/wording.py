@@ -12,7 +12,7 @@ from dialtune.results import Comparison, Entry, Evaluation, Interval, ScoreEntry
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "summarize": ("Summaries", ("rougeL", "rougeL_max", "rouge1", "bleu")),
     "respond": ("Replies", ("context_auc",)),
-    "detoxify": ("Summaries", ("toxicity_rate", "toxicity_mean")),
+    "detoxify": ("Summaries", ("toxicity_mean:minilm", "toxicity_rate:minilm", "relevance_reference")),
 }
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 _METRICS["rougeLsum"] = "ROUGE-Lsum"
@@ -48,13 +48,13 @@ def clip(text: str, limit: int) -> str:
 def metric_name(name: str) -> str:
     """The score's name for people.
 
-    >>> metric_name("rougeL_max"), metric_name("toxicity_rate")
-    ('ROUGE-L (max)', 'toxicity rate')
+    >>> metric_name("rougeL_max"), metric_name("toxicity_rate:minilm")
+    ('ROUGE-L (max)', 'toxicity rate, minilm')
     """
     stem, best, _ = name.partition("_max")
     if stem in _METRICS:
         return _METRICS[stem] + (" (max)" if best else "")
-    return clip(name.replace("_", " "), 30)
+    return clip(name.replace("_", " ").replace(":", ", "), 40)
 
 
 def verdict_word(verdict: Verdict) -> str:
@@ -170,8 +170,13 @@ def evaluation_sentence(task: str, name: str | None, score: ScoreEntry | None) -
 
 
 def training_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Where the loss began and ended: the evaluation loss if it was measured twice, else the training loss."""
-    for key, words in (("eval_loss", "evaluation loss"), ("loss", "training loss")):
+    """Where the loss began and ended: the evaluation loss if it was measured twice, else the training loss.
+
+    Reinforcement learning has no loss worth watching: toxicity on the validation dialogues, else the mean reward.
+    """
+    by_rewards = (("eval_toxicity", "toxic probability on validation dialogues"), ("reward", "mean reward"))
+    by_loss = (("eval_loss", "evaluation loss"), ("loss", "training loss"))
+    for key, words in by_rewards if any("rollout" in row for row in rows) else by_loss:
         values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
         if len(values) > 1:
             steps = max(int(row["step"]) for row in rows)
