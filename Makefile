@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow docs bench bench-summarize bench-sft setup setup-dev setup-bench clean
+.PHONY: demo test check slow docs bench bench-summarize bench-sft toxicity-scorer setup setup-dev setup-bench clean
 
 demo: setup                        ## the main job, offline: evaluate, train, evaluate, compare, report
 	$(BIN)/dialtune demo --out runs/demo
@@ -29,6 +29,9 @@ bench-summarize: setup
 
 bench-sft: setup-bench
 	$(BIN)/python benchmarks/bench_sft.py
+
+toxicity-scorer: setup             ## train the packaged toxicity scorer (about 15 minutes on 2 cores)
+	$(BIN)/python benchmarks/train_toxicity.py
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev

@@ -19,6 +19,7 @@ from typing import Any
 import toxicity_lists as lists
 
 from dialtune.data.corpus import blunt_summary, of_kind, packaged
+from dialtune.scorers.encoder import TOXICITY
 
 CATEGORIES = ("Offending User", "Toxicity Agreement")  # of DiaSafety: the closest to toxicity
 
@@ -155,6 +156,13 @@ def disguised_sets(shared: Path, seed: int = 0) -> dict[str, list[tuple[str, str
     return found
 
 
+def probe_texts() -> list[str]:
+    """The packaged reward probes, which must stay unseen to mean anything."""
+    path = TOXICITY.parent / "probes.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line)["text"] for line in lines]
+
+
 def training_texts(shared: Path, *, seed: int = 0, share: float = 1.0) -> tuple[Texts, Texts]:
     """(training, validation), without any text of a test set; `share` < 1 takes that part of each source."""
     draw = random.Random(seed)
@@ -170,6 +178,7 @@ def training_texts(shared: Path, *, seed: int = 0, share: float = 1.0) -> tuple[
     tested = {normal(text) for part in test_sets(shared).values() for text in part.texts}
     tested |= {normal(text) for part in benign_sets().values() for group in part.values() for text in group}
     tested |= {normal(pair[1]) for pairs in disguised_sets(shared).values() for pair in pairs}
+    tested |= {normal(text) for text in probe_texts()}
     train = train.keep(normal(text) not in tested for text in train.texts)
     known = {normal(text) for text in train.texts}
     validation = validation.keep(normal(text) not in tested | known for text in validation.texts)

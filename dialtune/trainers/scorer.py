@@ -280,10 +280,10 @@ def _train(
             network.eval()
             with compute_dtype(network, config, CPU):
                 loss = _validation_loss(encoder, head, validation)
-            history.append({"step": step + 1, "loss": round(loss, 6)})
-            on_event("validation", history[-1])
-            if loss <= min(entry["loss"] for entry in history) + 1e-6 or not best:
+            if not history or loss < min(entry["loss"] for entry in history):
                 best = _trained(network)
+            history.append({"step": step + 1, "loss": loss})
+            on_event("validation", history[-1])
     return best, history
 
 
