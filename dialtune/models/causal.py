@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ from dialtune.models.base import (
     token_logprobs,
 )
 from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, row_uniforms
+from dialtune.models.shared_prefix import SharedPrefixCache
 from dialtune.models.text import choose_pad, neutralise, plain_text, special_strings, stop_ids_of
 from dialtune.results import ModelInfo
 from dialtune.types import Message, Prompt
 
+_logger = logging.getLogger(__name__)
 _PROBE = "dialtuneprobe"
 # Query and response share a decoder's positions: room for a response of the default max_completion_length, but at most
 # a quarter. GPT-2, whose positions are a table of 1,024, cannot run past them.
@@ -103,7 +107,7 @@ class CausalLM:
 
     def states(self, query: Query, response: Tensor, mask: Tensor) -> Tensor:
         group = response.shape[0] // query.ids.shape[0]
-        if group > 1 and self.shared_prompt:
+        if group > 1 and self.shared_prompt and not self._recomputes():
             return self._shared_states(query, response, group)
         if group > 1:
             query = Query(query.ids.repeat_interleave(group, 0), query.mask.repeat_interleave(group, 0))
@@ -134,30 +138,12 @@ class CausalLM:
             return self._beam(query, sampling)
         cache, last = self._prefill(query)
         head = self.core.get_output_embeddings()
-        if group > 1:
-            cache.batch_repeat_interleave(group)
-        state = {
-            "mask": query.mask.repeat_interleave(group, 0).long(),
-            "position": query.mask.sum(1).repeat_interleave(group, 0),
-        }
+        behind = self._behind(query, cache, group)
 
         def step(ids: Tensor) -> Tensor:
-            state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(len(ids), 1)], dim=1)
-            out = self.core.base_model(
-                input_ids=ids[:, None],
-                attention_mask=state["mask"],
-                position_ids=state["position"][:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            state["position"] = state["position"] + 1
-            return head(out.last_hidden_state[:, -1])  # type: ignore[no-any-return]
+            return head(behind.states(ids[:, None])[:, -1])  # type: ignore[no-any-return]
 
-        def keep(rows: Tensor) -> None:
-            cache.batch_select_indices(rows)
-            for key in state:
-                state[key] = state[key][rows]
-
+        keep = behind.keep
         logits = head(last).repeat_interleave(group, 0)
         uniforms = row_uniforms(seeds, group, sampling.max_new_tokens)
         return decode_loop(
@@ -220,23 +206,42 @@ class CausalLM:
         )
         return cache, out.last_hidden_state[:, -1]
 
+    def _recomputes(self) -> bool:
+        """Whether activations are recomputed in the backward pass: transformers then keeps no cache."""
+        asked = (getattr(part, "gradient_checkpointing", False) for part in self.core.modules())
+        return self.core.training and any(asked)
+
     def _shared_states(self, query: Query, response: Tensor, group: int) -> Tensor:
         cache, last = self._prefill(query)
-        cache.batch_repeat_interleave(group)  # differentiable: the group's gradients add up in one prompt
         first = last.repeat_interleave(group, 0)[:, None]
         if response.shape[1] == 1:
             return first
-        behind = response[:, :-1]
-        mask = query.mask.repeat_interleave(group, 0).long()
-        positions = mask.sum(1, keepdim=True) + torch.arange(behind.shape[1], device=mask.device)
-        out = self.core.base_model(
-            input_ids=behind,
-            attention_mask=torch.cat([mask, torch.ones_like(behind)], dim=1),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return torch.cat([first, out.last_hidden_state], dim=1)
+        return torch.cat([first, self._behind(query, cache, group).states(response[:, :-1])], dim=1)
+
+    def _behind(self, query: Query, cache: Any, group: int) -> _SharedPrompts | _RepeatedPrompts:
+        """What runs tokens behind prompts that are in the cache; gradients of a group add up in its one prompt."""
+        if group > 1 and self._can_share:
+            return _SharedPrompts(self.core, query, cache, group)
+        return _RepeatedPrompts(self.core, query, cache, group)
+
+    @cached_property
+    def _can_share(self) -> bool:
+        """Whether this architecture's attention is the plain one; asked of two short prompts, once."""
+        with torch.no_grad():
+            ids = torch.arange(10, device=self.device).reshape(2, 5)
+            query = Query(ids[:, :3], torch.ones_like(ids[:, :3], dtype=torch.bool))
+            tokens = ids[:, 3:].repeat_interleave(2, 0)
+            try:
+                ours = _SharedPrompts(self.core, query, self._prefill(query)[0], 2).states(tokens)
+            except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
+                reason = f"{type(error).__name__}"
+            else:
+                plain = _RepeatedPrompts(self.core, query, self._prefill(query)[0], 2).states(tokens)
+                gap = float((ours - plain).abs().max() / plain.abs().max())
+                reason = "" if gap < (1e-4 if plain.dtype == torch.float32 else 0.05) else f"states differ by {gap:.2g}"
+        if reason:
+            _logger.warning("%s: prompts are repeated for each completion (%s): slower, same result", self.name, reason)
+        return not reason
 
     def _compact_states(self, query: Query, response: Tensor, mask: Tensor) -> Tensor:
         """Each row as query then response without the padding between, so that plain causal attention is exact."""
@@ -260,3 +265,59 @@ class CausalLM:
         ids = beam_search(self.core, {"input_ids": query.ids, "attention_mask": query.mask.long()}, sampling, **special)
         mask = mask_after_stop(ids, self.stop_ids)
         return Sampled(ids, mask, self.logprobs(query, ids, mask), finish_reasons(ids, self.stop_ids))
+
+
+class _SharedPrompts:
+    """Tokens behind prompts that are kept once per group."""
+
+    def __init__(self, core: Any, query: Query, cache: Any, group: int) -> None:
+        self.core, self.cache = core, SharedPrefixCache(cache, query.mask, group)
+        self.position = query.mask.sum(1).repeat_interleave(group, 0)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """(B,T,D) of the next T tokens."""
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        with self.cache.attending(self.core.config):
+            out = self.core.base_model(
+                input_ids=ids,
+                position_ids=self.position[:, None] + steps,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.position = self.position + ids.shape[1]
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.cache.keep(rows)
+        self.position = self.position[rows]
+
+
+class _RepeatedPrompts:
+    """The same with the prompts' keys and values repeated for every row: for one completion, and odd architectures."""
+
+    def __init__(self, core: Any, query: Query, cache: Any, group: int) -> None:
+        self.core, self.cache = core, cache
+        if group > 1:
+            cache.batch_repeat_interleave(group)  # differentiable
+        self.mask = query.mask.repeat_interleave(group, 0).long()
+        self.position = query.mask.sum(1).repeat_interleave(group, 0)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """(B,T,D) of the next T tokens."""
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+        out = self.core.base_model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=self.position[:, None] + steps,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position = self.position + ids.shape[1]
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
