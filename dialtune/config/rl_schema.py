@@ -28,7 +28,7 @@ class ConstraintConfig(Section):
     multiplier: float = Field(1.0, description="Each multiplier at the start; it then follows the constraint.", ge=0)
     max_multiplier: float = Field(50.0, description="Above it for 20 rollouts the run stops as infeasible.", gt=0)
     baseline_prompts: int = Field(
-        256, description="Prompts that measure the start policy once; at most those there are.", ge=2
+        64, description="Prompts, each with num_generations completions, that measure the start policy once.", ge=2
     )
 
 

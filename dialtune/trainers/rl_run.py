@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dialtune.checkpoints import Checkpoint
 from dialtune.config.loading import to_yaml
@@ -18,25 +18,25 @@ from dialtune.config.rl_schema import RLConfig
 from dialtune.data.audit import leaks
 from dialtune.data.reading import DataSet
 from dialtune.environment import environment
-from dialtune.errors import TrainingError
+from dialtune.errors import ConfigError, TrainingError
 from dialtune.generation import generate
 from dialtune.metrics.base import is_empty
 from dialtune.models.base import LanguageModel, Sampling
-from dialtune.models.loading import OpenModel
+from dialtune.models.loading import OpenModel, resolve_folder, weights_sha256
 from dialtune.models.lora import count_parameters
 from dialtune.models.reference import Reference, disable_dropout, open_reference
 from dialtune.rewards.base import Reward
-from dialtune.rewards.table import find_reward
+from dialtune.rewards.table import REWARDS, find_reward
 from dialtune.rl.doctor import Check, Patient, examine, failures
-from dialtune.rl.judging import Judging
-from dialtune.rl.rollouts import chunks
+from dialtune.rl.judging import TOKENS, Judging
+from dialtune.rl.rollouts import Rollout, chunks
 from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
 from dialtune.scorers.table import find_scorer
 from dialtune.seeds import seed_for
 from dialtune.tasks import Task
 from dialtune.trainers.group import GroupMethod
 from dialtune.trainers.memory import keep_freed_memory
-from dialtune.trainers.method import Method
+from dialtune.trainers.method import Measured, Method
 from dialtune.trainers.ppo import PPOMethod
 from dialtune.trainers.rl import JOURNAL, Clock, Evaluate, Pool, train_rl
 from dialtune.trainers.setup import (
@@ -145,11 +145,16 @@ def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path |
         trust_remote_code=config.trust_remote_code,
     )
     named = {name: (find_reward(name), weight) for name, weight in config.rewards.items()}
-    named |= {reward.name: (reward, 1.0) for reward in rewards}
+    for reward in rewards:
+        if reward.name in named or reward.name in REWARDS:
+            raise ConfigError(f"reward '{reward.name}': there is one of that name; give yours another (name=...)")
+        named[reward.name] = (reward, 1.0)
     judging = Judging(named, config, alarm=find_scorer(config.alarm_scorer) if config.alarm_scorer else None)
     method: Method = PPOMethod(model, config) if config.method == "ppo" else GroupMethod(model, config)
-    pool = Pool(train.examples, prompts_of(config, task, model, train.examples), config.data_seed or config.seed)
+    seed = config.seed if config.data_seed is None else config.data_seed
+    pool = Pool(train.examples, prompts_of(config, task, model, train.examples), seed)
     parts = [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
+    parts.append(weights_sha256(resolve_folder(config.model, config.model_revision)))  # of the start policy
     return Prepared(config, task, model, reference, method, judging, train, validation, pool, ":".join(parts))
 
 
@@ -184,9 +189,9 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
 def _calibrate(prepared: Prepared, *, least: bool = False) -> None:
     """Measure rewards and qualities of the start policy, with the decoding of the rollouts."""
     config, pool, model = prepared.config, prepared.pool, prepared.model
-    wanted = 16 if least else config.constraint.baseline_prompts if config.constraint else 64
-    rows = list(range(min(wanted, len(pool.examples))))
-    group = math.ceil(wanted / len(rows))  # a small pool is asked several times
+    wanted = 4 if least else config.constraint.baseline_prompts if config.constraint else 16
+    rows = pool.draw(-1, min(wanted, len(pool.examples)))
+    group = config.num_generations  # a prompt is computed once, so its other completions cost little
     examples: list[Example] = []
     texts: list[str] = []
     lengths: list[int] = []
@@ -226,9 +231,20 @@ def _checks(prepared: Prepared) -> list[Check]:
         group=min(4, config.num_generations),
         seeds=[seed_for(config.seed, "doctor", 0, row) for row in rows],
         half=config.bf16 is True or config.fp16,
+        objective=lambda rollout: _loss(prepared.method, rollout),
     )
     with compute_dtype(model.module, config, model.device):
-        return found + examine(patient, trained=model.module, timed=Clock())
+        found += examine(patient, trained=model.module, timed=Clock())
+    prepared.method.trained.zero_grad(set_to_none=True)
+    return found
+
+
+def _loss(method: Method, rollout: Rollout) -> Tensor:
+    """What an update would minimise on a whole rollout, without a KL."""
+    everything = list(range(len(rollout.example_ids)))
+    method.begin(rollout, beta=0.0)
+    denominator = method.start_update(everything)
+    return method.loss_sum(everything, Measured(), policy_is_frozen=False) / denominator
 
 
 def _data_checks(prepared: Prepared) -> list[Check]:
@@ -256,7 +272,7 @@ def _evaluator(prepared: Prepared) -> Evaluate | None:
             completions = generate(model, prompts, sampling, batch_size=config.generation.batch_size, seed=config.seed)
         texts = [completion.text for completion in completions]
         found = prepared.judging.measure(examples, texts)
-        found["length"] = np.array([len(completion.token_ids) for completion in completions], dtype=np.float64)
+        found[TOKENS] = np.array([len(completion.token_ids) for completion in completions], dtype=np.float64)
         found["empty"] = np.array([is_empty(text) for text in texts], dtype=np.float64)
         return found
 
