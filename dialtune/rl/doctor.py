@@ -7,7 +7,7 @@ healthy: a masked stop token, a start policy that is not the start policy, a rew
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from dialtune.models.base import Query, Sampling
 from dialtune.models.reference import Reference
+from dialtune.rl.advantages import equal_rewards
 from dialtune.rl.rollouts import Judge, Rollout, collect, ids_digest
 from dialtune.types import Example, Prompt
 
 MAX_TRUNCATED = 0.5
 MIN_SPREAD = 0.25
+FEW = 2  # prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Patient:
     group: int
     seeds: Sequence[int]
     half: bool  # bf16 or fp16 products
+    objective: Callable[[Rollout], Tensor]  # the loss that an update makes of a rollout, without a KL
 
 
 def examine(patient: Patient, *, trained: nn.Module, timed: Callable[[str], Any]) -> list[Check]:
@@ -83,29 +86,37 @@ def examine(patient: Patient, *, trained: nn.Module, timed: Callable[[str], Any]
             asked, target.response, target.mask, temperature=patient.sampling.temperature, sampleable=True
         )
 
+    few = everything[:FEW]  # enough where one row would show the fault
+    some, here = rollout.queries(few), rollout.rows(few)
+
+    def scored_few(asked: Query) -> Tensor:
+        return model.logprobs(  # type: ignore[no-any-return]
+            asked, rollout.response[here], rollout.mask[here], temperature=patient.sampling.temperature, sampleable=True
+        )
+
     with torch.no_grad():
         plain = scored()
-        again = scored()
-        repeated = scored(asked=_repeated(query, rollout.group))
+        once, again, repeated = scored_few(some), scored_few(some), scored_few(_repeated(some, rollout.group))
+    inside = rollout.mask[here]
     found = [
         *_ids(model, rollout),
-        *_stops(rollout),
+        *_stops(model, rollout),
         _same_ids(patient, rollout),
         _near("D06", "sampled distribution = scored distribution", rollout.sampled_logprobs, plain, rollout.mask,
               limit.sampled, "sampled and scored log-probs differ by {x:.2g} nats per token: a generation setting "
               "changes the distribution", mean=True),
-        _near("D08", "dropout is off", plain, again, rollout.mask, 0.0,
+        _near("D08", "dropout is off", once, again, inside, 0.0,
               "two forwards differ by {x:.2g} nats: dropout or another random part is active"),
         _near("D10", "reference = start policy", plain, rollout.ref_logprobs, rollout.mask, limit.reference,
               "KL to the reference is {x:.2g} nats per token before any update: it is not the start policy", mean=True),
         _reference(patient.reference, trained),
         _alone(patient, rollout, plain, limit),
-        _near("D13", "shared prompt = repeated prompt", plain, repeated, rollout.mask, limit.padded,
+        _near("D13", "shared prompt = repeated prompt", once, repeated, inside, limit.padded,
               "shared-prompt log-probs differ by {x:.2g} nats from the repeated path; report the architecture"),
         _texts(model, rollout),
         _spread(rollout),
     ]  # fmt: skip
-    return found + _gradients(trained, lambda: scored(), plain, rollout, limit)
+    return found + _gradients(patient, trained, lambda: scored(), plain, rollout, limit)
 
 
 def _repeated(query: Query, group: int) -> Query:
@@ -135,14 +146,13 @@ def _ids(model: Any, rollout: Rollout) -> list[Check]:
     ]  # fmt: skip
 
 
-def _stops(rollout: Rollout) -> list[Check]:
-    last = rollout.response.gather(1, (rollout.lengths - 1).clamp(min=0)[:, None])[:, 0]
-    ended = torch.tensor([reason == "stop" for reason in rollout.finish], device=last.device)
-    stops = set(last[ended].tolist())
-    outside = int((ended & ~rollout.mask.gather(1, (rollout.lengths - 1).clamp(min=0)[:, None])[:, 0]).sum())
+def _stops(model: Any, rollout: Rollout) -> list[Check]:
+    is_stop = torch.isin(rollout.response, torch.tensor(list(model.stop_ids), device=rollout.response.device))
+    ended = torch.tensor([reason == "stop" for reason in rollout.finish], device=is_stop.device)
+    outside = int((ended & ~(is_stop & rollout.mask).any(1)).sum())
     share = 1 - float(ended.float().mean())
     return [
-        Check("D03", "stop token is inside the mask", None if not outside and (stops or not ended.any()) else
+        Check("D03", "stop token is inside the mask", None if not outside else
               f"EOS is outside the mask on {outside} of {int(ended.sum())} ended rows: stopping would not be learned"),
         Check("D04", "completions end by themselves", None if share <= MAX_TRUNCATED else
               f"{share:.0%} of rows hit the cap of {rollout.mask.shape[1]} tokens: raise max_completion_length "
@@ -174,14 +184,14 @@ def _reference(reference: Reference, trained: nn.Module) -> Check:
 
 
 def _alone(patient: Patient, rollout: Rollout, plain: Tensor, limit: Tolerance) -> Check:
-    """The shortest prompt's first row, scored without its neighbours and their padding."""
-    shortest = int(rollout.query.mask.sum(1).argmin())
+    """The shortest prompt's first row, encoded and scored without its neighbours and their padding."""
+    shortest = min(range(len(patient.prompts)), key=lambda i: patient.model.count_tokens(patient.prompts[i].messages))
     row = shortest * rollout.group
     length = int(rollout.lengths[row])
     with torch.no_grad():
         alone = patient.model.logprobs(
-            rollout.queries([shortest]), rollout.response[row : row + 1, :length], rollout.mask[row : row + 1, :length],
-            temperature=patient.sampling.temperature, sampleable=True,
+            patient.model.encode([patient.prompts[shortest]]), rollout.response[row : row + 1, :length],
+            rollout.mask[row : row + 1, :length], temperature=patient.sampling.temperature, sampleable=True,
         )  # fmt: skip
     gap = float((alone[0] - plain[row, :length]).abs().max()) if length else 0.0
     return Check("D12", "padding changes nothing", None if gap <= limit.padded else
@@ -196,61 +206,83 @@ def _texts(model: Any, rollout: Rollout) -> Check:
 
 
 def _spread(rollout: Rollout) -> Check:
-    valid, group = rollout.valid.reshape(-1, rollout.group), rollout.group
-    rewards = rollout.rewards.reshape(-1, group)
-    varied = float(((rewards.amax(1) - rewards.amin(1)) > 0).float().mean())
+    rewards, valid, group = rollout.rewards, rollout.valid, rollout.group
     problem = None
-    if not bool(torch.isfinite(rollout.rewards).all()) or not bool(valid.any()):
+    if not bool(torch.isfinite(rewards).all()) or not bool(valid.any()):
         problem = "rewards are not finite on the start policy's completions"
-    elif group > 1 and varied < MIN_SPREAD:
-        problem = f"{1 - varied:.0%} of groups have equal rewards: nothing to learn here; raise temperature or G"
+    elif group == 1 and len(rewards) > 1 and bool((rewards[valid] == rewards[valid][0]).all()):
+        problem = "all completions have equal rewards: nothing to learn here; raise temperature"
+    elif group > 1 and (equal := float(equal_rewards(rewards, group, valid).float().mean())) > 1 - MIN_SPREAD:
+        problem = f"{equal:.0%} of groups have equal rewards: nothing to learn here; raise temperature or G"
     return Check("D19", "rewards differ within groups", problem)
 
 
 def _gradients(
-    trained: nn.Module, score: Callable[[], Tensor], plain: Tensor, rollout: Rollout, limit: Tolerance
+    patient: Patient, trained: nn.Module, score: Callable[[], Tensor], plain: Tensor, rollout: Rollout, limit: Tolerance
 ) -> list[Check]:
-    """D09, D14, D16 and D17 from one backward pass; the weights are put back bit for bit."""
-    names = [(name, p) for name, p in trained.named_parameters() if p.requires_grad and name.split(".")[-2] != "linear"]
-    for _, parameter in names:
-        parameter.grad = None
+    """D09, D14, D16 and D17 from two backward passes; the weights are put back bit for bit."""
+    names = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
+    wanted = _better_and_worse(rollout)
+    _forget(names)
     logprobs = score()
     ratio = float((logprobs.detach() - plain).abs()[rollout.mask].max())
-    checks = [Check("D09", "ratio is 1 before any update", None if ratio <= limit.same else
-                    f"log-probs with and without gradient differ by {ratio:.2g} nats: old and new come from "
-                    "different code or weights")]  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(len(rollout.texts), generator=generator).to(plain.device)
-    (weights[:, None] * logprobs).sum().backward()  # type: ignore[no-untyped-call]
+    (wanted[:, None] * logprobs).sum().backward()  # type: ignore[no-untyped-call]
     without = [name for name, p in names if p.grad is None]
     frozen = [name for name, p in trained.named_parameters() if not p.requires_grad and p.grad is not None]
     broken = [name for name, p in names if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    checks += [
+    checks = [
+        Check("D09", "ratio is 1 before any update", None if ratio <= limit.same else
+              f"log-probs with and without gradient differ by {ratio:.2g} nats: old and new come from "
+              "different code or weights"),
         Check("D14", "gradients are finite", None if not broken else
               f"{broken[0]} has a gradient that is not finite; use bf16: auto or false"),
         Check("D16", "gradients reach what is trained", None if not without and not frozen else
               (f"{without[0]} is trainable but got no gradient" if without else f"{frozen[0]} is frozen but got one")),
-        Check("D17", "a step moves the policy the right way", _moves(names, score, plain, weights)),
     ]  # fmt: skip
-    for _, parameter in names:
-        parameter.grad = None
+    if not broken:
+        uphill = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in names]
+        _forget(names)
+        known = replace(
+            rollout, rewards=wanted, valid=torch.ones_like(rollout.valid), finish=("stop",) * len(wanted),
+            old_logprobs=plain, values=torch.zeros_like(plain),
+        )  # fmt: skip
+        patient.objective(known).backward()  # type: ignore[no-untyped-call]
+        problem = _moves(names, uphill, lambda: float((wanted[:, None] * (score() - plain)).sum()))
+        checks.append(Check("D17", "a step moves the policy the right way", problem))
+    _forget(names)
     return checks
 
 
+def _forget(names: Sequence[tuple[str, nn.Parameter]]) -> None:
+    for _, parameter in names:
+        parameter.grad = None
+
+
+def _better_and_worse(rollout: Rollout) -> Tensor:
+    """(B,) rewards that say which completions must become likelier: drawn, with mean 0 over each group."""
+    drawn = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0)).to(rollout.response.device)
+    table = drawn.reshape(-1, rollout.group if rollout.group > 1 else len(drawn))
+    return (table - table.mean(1, keepdim=True)).reshape(-1)
+
+
+@torch.no_grad()
 def _moves(
-    names: Sequence[tuple[str, nn.Parameter]], score: Callable[[], Tensor], plain: Tensor, weights: Tensor
+    names: Sequence[tuple[str, nn.Parameter]], uphill: Sequence[Tensor], gain_of: Callable[[], float]
 ) -> str | None:
-    """A small step along the gradient must raise the weighted log-prob."""
-    norm = float(torch.nn.utils.get_total_norm([p.grad for _, p in names if p.grad is not None]))
-    saved = [p.detach().clone() for _, p in names]
-    with torch.no_grad():
-        for _, parameter in names:
-            if parameter.grad is not None:
-                parameter += parameter.grad * (2 / max(norm, 1e-9) ** 2)  # a gain of 2 nats, were it linear
-        gain = float((weights[:, None] * (score() - plain)).sum())
-        for (_, parameter), old in zip(names, saved, strict=True):
+    """A small step down the loss must make better completions likelier and worse ones less likely.
+
+    `uphill` is the gradient of that gain; the step is as long as gains 2 nats, were the model linear.
+    """
+    moved = [(p, p.grad) for _, p in names if p.grad is not None]
+    slope = -sum(float((p.grad * up).sum()) for (_, p), up in zip(names, uphill, strict=True) if p.grad is not None)
+    if slope > 0:
+        saved = [p.detach().clone() for p, _ in moved]
+        for parameter, gradient in moved:
+            parameter -= gradient * (2 / slope)
+        slope = gain_of()
+        for (parameter, _), old in zip(moved, saved, strict=True):
             parameter.copy_(old)
-    return None if gain > 0 else f"update moves the policy the wrong way (gain {gain:.2g}): sign of loss or advantage"
+    return None if slope > 0 else f"update moves the policy the wrong way ({slope:.2g}): sign of loss or advantage"
 
 
 def failures(checks: Sequence[Check]) -> list[str]:

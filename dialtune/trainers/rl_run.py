@@ -228,7 +228,7 @@ def _checks(prepared: Prepared) -> list[Check]:
         prompts=[pool.prompts[row] for row in rows],
         judge=prepared.judging,
         sampling=_sampling(config),
-        group=min(4, config.num_generations),
+        group=min(2, config.num_generations),
         seeds=[seed_for(config.seed, "doctor", 0, row) for row in rows],
         half=config.bf16 is True or config.fp16,
         objective=lambda rollout: _loss(prepared.method, rollout),
