@@ -22,6 +22,7 @@ from dialtune.types import Example, Prompt
 MAX_TRUNCATED = 0.5
 MIN_SPREAD = 0.25
 FEW = 2  # prompts
+LEAST_STEP = 0.01  # of the weights' norm; bf16 has 8 bits of precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,14 +272,16 @@ def _moves(
 ) -> str | None:
     """A small step down the loss must make better completions likelier and worse ones less likely.
 
-    `uphill` is the gradient of that gain; the step is as long as gains 2 nats, were the model linear.
+    `uphill` is the gradient of that gain; the step is as long as gains 2 nats, were the model linear, and not so short
+    that bf16 products round it away.
     """
     moved = [(p, p.grad) for _, p in names if p.grad is not None]
     slope = -sum(float((p.grad * up).sum()) for (_, p), up in zip(names, uphill, strict=True) if p.grad is not None)
     if slope > 0:
         saved = [p.detach().clone() for p, _ in moved]
+        least = LEAST_STEP * torch.nn.utils.get_total_norm(saved) / torch.nn.utils.get_total_norm([g for _, g in moved])
         for parameter, gradient in moved:
-            parameter -= gradient * (2 / slope)
+            parameter -= gradient * max(2 / slope, float(least))
         slope = gain_of()
         for (parameter, _), old in zip(moved, saved, strict=True):
             parameter.copy_(old)
