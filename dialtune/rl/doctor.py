@@ -282,9 +282,11 @@ def _moves(
         least = LEAST_STEP * torch.nn.utils.get_total_norm(saved) / torch.nn.utils.get_total_norm([g for _, g in moved])
         for parameter, gradient in moved:
             parameter -= gradient * max(2 / slope, float(least))
+        torch.clear_autocast_cache()  # it holds the weights as they were
         slope = gain_of()
         for (parameter, _), old in zip(moved, saved, strict=True):
             parameter.copy_(old)
+        torch.clear_autocast_cache()
     return None if slope > 0 else f"update moves the policy the wrong way ({slope:.2g}): sign of loss or advantage"
 
 
