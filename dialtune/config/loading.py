@@ -124,7 +124,7 @@ def _validated(layers: list[Layer], schema: type[_Schema]) -> _Schema:
         reported = {text.partition(":")[0] for _, text in problems}
         problems += [p for p in _explain(error.errors(), merged, schema) if p[1].partition(":")[0] not in reported]
     if problems:
-        raise ConfigError([*_lines(problems), _last_line(problems)])
+        raise ConfigError([*_lines(problems), _last_line(problems, "rl" if schema is RLConfig else "")])
     return config
 
 
@@ -313,9 +313,9 @@ def _lines(problems: list[Problem]) -> list[str]:
     return lines
 
 
-def _last_line(problems: list[Problem]) -> str:
+def _last_line(problems: list[Problem], everything: str) -> str:
     keys = {text.partition(":")[0].partition(".") for _, text in problems}
     sections = {head for head, dot, _ in keys if dot} | {"" for _, dot, _ in keys if not dot}
-    topic = " " + sections.pop() if len(sections) == 1 and "" not in sections else ""
+    topic = sections.pop() if len(sections) == 1 and "" not in sections else everything
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"{count}, nothing was run. Every key with its range: dialtune config explain{topic}"
+    return f"{count}, nothing was run. Every key with its range: dialtune config explain {topic}".rstrip()

@@ -60,7 +60,7 @@ class RLConfig(TrainingConfig):
     num_minibatches: int = Field(1, description="Updates per pass; a rollout's prompts are cut into so many.", ge=1)
     temperature: float = Field(1.0, description="Of sampling and scoring alike.", gt=0, le=10)
     kl_off: bool = Field(False, description="Needed for beta: 0; nothing then holds the policy near its start.")
-    beta: float = Field(0.05, description="Weight of the KL to the start policy, per nat.", ge=0)
+    beta: float = Field(0.05, description="Weight of the KL to the start policy, per nat.", ge=0, validate_default=True)
     kl_target: float | None = Field(
         None, description="Nats per completion; beta then adapts towards it (arXiv 1909.08593). null: beta is fixed.",
         gt=0,
@@ -83,6 +83,7 @@ class RLConfig(TrainingConfig):
         {"toxicity": 1.0},
         description="Name: weight. toxicity:NAME takes any Hugging Face classifier, toxicity:NAME#LABEL its label.",
         min_length=1,
+        validate_default=True,  # the alarm_scorer may be the default reward's
     )
     constraint: ConstraintConfig | None = Field(
         ConstraintConfig(), description="null: nothing holds relevance, and the policy will trade it away."
