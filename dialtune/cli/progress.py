@@ -117,7 +117,7 @@ RL_NUMBERS = {
     "toxic": "toxic",
     "relevance": "relevance",
     "kl_per_sequence": "KL",
-    "length": "tokens",
+    "tokens": "tokens",
 }
 
 

@@ -41,14 +41,14 @@ class Reference:
             with module.disable_adapter():
                 yield self.model
         else:
-            trained = [p for p in module.parameters() if p.requires_grad]
+            trained = [(p, p.requires_grad) for p in module.parameters()]
             module.set_adapter(FROZEN, inference_mode=True)
             try:
                 yield self.model
             finally:
                 module.set_adapter("default")
-                for parameter in trained:
-                    parameter.requires_grad_(True)
+                for parameter, flag in trained:
+                    parameter.requires_grad_(flag)
 
 
 def open_reference(model: OpenModel, start: str, *, dtype: Literal["float32", "bfloat16"], **loading: Any) -> Reference:
@@ -65,17 +65,18 @@ def open_reference(model: OpenModel, start: str, *, dtype: Literal["float32", "b
         disable_dropout(frozen.module)
         frozen.module.requires_grad_(False)
         return Reference(frozen, "model")
-    if not is_adapter(start):
+    revision = loading.get("revision")
+    if not is_adapter(start, revision):
         return Reference(model, "base")
     module: Any = model.module
-    module.load_adapter(str(resolve_folder(start)), FROZEN, is_trainable=False)
+    module.load_adapter(str(resolve_folder(start, revision)), FROZEN, is_trainable=False)
     module.set_adapter("default")
     return Reference(model, "adapter")
 
 
-def is_adapter(name: str) -> bool:
+def is_adapter(name: str, revision: str | None = None) -> bool:
     """Whether a model name stands for a LoRA adapter."""
-    return (resolve_folder(name) / "adapter_config.json").is_file()
+    return (resolve_folder(name, revision) / "adapter_config.json").is_file()
 
 
 def disable_dropout(module: nn.Module) -> None:

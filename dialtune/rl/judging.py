@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from dialtune.config.rl_schema import RLConfig
-from dialtune.errors import TrainingError
+from dialtune.errors import ConfigError, TrainingError
 from dialtune.metrics.base import is_empty
 from dialtune.rewards.base import Reward, score_safely
 from dialtune.rewards.composite import CompositeReward
 from dialtune.rewards.probes import run_probes
 from dialtune.rewards.table import find_reward
+from dialtune.rewards.toxicity import Civility
+from dialtune.rl.advantages import equal_rewards
 from dialtune.rl.constraint import Constraint, length_bounds, quality_floor, ratio_interval
 from dialtune.rl.doctor import Check
 from dialtune.rl.rollouts import Judged, Rollout
@@ -32,7 +35,16 @@ Array = NDArray[np.float64]
 
 MAX_BAD_SHARE = 0.05  # of the rewards of the last BAD_WINDOW completions
 BAD_WINDOW = 256
-LENGTH = "length"
+TOKENS = "tokens"  # the mean length in the log; `length` is a reward
+
+# Columns of metrics.jsonl that no reward may take; the stop rules read some of them.
+COLUMNS = frozenset({
+    "step", "rollout", "loss", "learning_rate", "grad_norm", "beta", "skipped", "n_skipped", "kl", "kl_k3", "abs_kl",
+    "kl_per_sequence", "entropy", "sample_score_gap", "ratio_mean", "ratio_min", "ratio_max", "clip_fraction",
+    "advantage_std", "value_loss", "explained_variance", "reward", "reward_std", "frac_zero_std", "tokens",
+    "tokens_p95", "truncated", "distinct_2", "identical", "bad_rewards", "empty", "alarm", "toxic", "problems",
+    "tokens_per_s",
+})  # fmt: skip
 
 
 class Judging:
@@ -41,6 +53,10 @@ class Judging:
     def __init__(
         self, rewards: Mapping[str, tuple[Reward, float]], config: RLConfig, *, alarm: ToxicityScorer | None = None
     ) -> None:
+        if taken := COLUMNS & set(rewards):
+            raise ConfigError(
+                f"reward '{min(taken)}': metrics.jsonl has a column of that name; give the reward another (name=...)"
+            )
         self.rewards, self.config, self.alarm = dict(rewards), config, alarm
         self.composite = CompositeReward(tuple(self.rewards.values()))
         names = config.constraint.qualities if config.constraint else ()
@@ -60,7 +76,7 @@ class Judging:
         self.composite = self.composite.calibrated(measured)
         parts = dict(measured.parts) | self._qualities(examples, texts)
         self.start = {name: float(np.nanmean(values)) for name, values in parts.items()} | {
-            LENGTH: float(np.mean(lengths))
+            TOKENS: float(np.mean(lengths))
         }
         settings = self.config.constraint
         if settings is None:
@@ -108,26 +124,26 @@ class Judging:
         )
 
     def update(self, rollout: Rollout) -> None:
-        """Move the multipliers; once per rollout, after the policy's last step on it.
-
-        Raises:
-            TrainingError: a constraint cannot be met.
-        """
+        """Move the multipliers; once per rollout, after the policy's last step on it."""
         qualities = {name: rollout.parts[name].cpu().numpy().astype(np.float64) for name in self.qualities}
         tokens = rollout.lengths.cpu().numpy().astype(np.float64)
         self.constraint = self.constraint.update(
             self._constrained(qualities, tokens), rollout.group, rollout.valid.cpu().numpy()
         )
-        if reason := self.constraint.infeasible():
-            raise TrainingError(reason)
+
+    def infeasible(self) -> str | None:
+        """Why a constraint cannot be met; None while it may be."""
+        return self.constraint.infeasible()
 
     def measure(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, Array]:
-        """Raw parts and qualities by name, (N,) each; `toxicity` rewards as probabilities, under `toxic:NAME`."""
-        parts = dict(self.composite.measure(examples, texts).parts)
-        found = self._qualities(examples, texts) | parts
+        """Raw parts and qualities by name, (N,) each; their weighted sum as `reward`, toxic probabilities as
+        `toxic:NAME`.
+        """
+        measured = self.composite.measure(examples, texts)
+        found = dict(measured.parts) | self._qualities(examples, texts) | {"reward": measured.total}
         for name, (reward, _) in self.rewards.items():
-            if name.startswith("toxicity"):
-                found[f"toxic:{name}"] = sigmoid(-np.asarray(_values(reward, examples, texts)))
+            if isinstance(reward, Civility):
+                found[f"toxic:{name}"] = sigmoid(-measured.parts[name])
         if self.alarm is not None:
             found["alarm"] = probabilities(self.alarm, texts)
         return found
@@ -137,57 +153,58 @@ class Judging:
 
         `eval_objective` is what the best checkpoint has least of: the mean toxic probability, or else minus the mean
         reward. `eval_acceptable`: every quality's ratio to the start has its 95 % interval above 1 - delta, and the
-        mean length is inside its bounds.
+        mean length is inside its bounds. A mean of nothing is None.
         """
         settings, row = self.config.constraint, dict[str, Any]()
-        toxic = [name for name in after if name.startswith("toxic:")]
-        names = toxic or list(self.rewards)
-        sign = 1.0 if toxic else -1.0
-        row["eval_objective"] = sign * float(np.mean([np.nanmean(after[name]) for name in names]))
+        toxic = [after[name] for name in after if name.startswith("toxic:")]
+        row["eval_reward"] = _mean(after["reward"])
         if toxic:
-            row["eval_toxicity"] = float(np.mean([np.nanmean(after[name]) for name in toxic]))
+            row["eval_objective"] = row["eval_toxicity"] = _mean(np.stack(toxic))
+        else:
+            row["eval_objective"] = None if row["eval_reward"] is None else -row["eval_reward"]
         if toxic and "alarm" in after:
-            row |= {"toxicity:trained": row["eval_toxicity"], "toxicity:alarm": float(after["alarm"].mean())}
-        for name in ("alarm", "length", "empty", *self.qualities):
+            row |= {"toxicity:trained": row["eval_toxicity"], "toxicity:alarm": _mean(after["alarm"])}
+        for name in ("alarm", TOKENS, "empty", *self.qualities):
             if name in after:
-                row[f"eval_{name}"] = float(np.nanmean(after[name]))
+                row[f"eval_{name}"] = _mean(after[name])
         acceptable = row["eval_empty"] <= 0.01
         for name in self.qualities:
             both = ~np.isnan(before[name]) & ~np.isnan(after[name])
             interval = ratio_interval(before[name][both], after[name][both]) if both.sum() > 1 else None
-            row[f"eval_{name}_ratio"] = float(after[name][both].mean() / max(1e-9, before[name][both].mean()))
+            old, new = _mean(before[name][both]), _mean(after[name][both])
+            row[f"eval_{name}_ratio"] = new / old if old and new is not None else None
             row[f"eval_{name}_ratio_low"] = None if interval is None else interval[0]
             assert settings is not None
             acceptable &= interval is not None and interval[0] >= 1 - settings.delta
         if settings is not None and settings.length is not None:
-            share = row["eval_length"] / max(1e-9, float(before["length"].mean()))
+            share = row["eval_tokens"] / max(1e-9, float(before[TOKENS].mean()))
             acceptable &= settings.length[0] <= share <= settings.length[1]
         return row | {"eval_acceptable": bool(acceptable)}
 
     def record(self, rollout: Rollout) -> dict[str, Any]:
         """What the log says about a rollout's completions."""
         rewards = rollout.rewards[rollout.valid]
-        lengths = rollout.lengths.float()
-        groups = rollout.rewards.reshape(-1, rollout.group)
-        texts = [text.split() for text in rollout.texts]
-        whose = [example for example in rollout.example_ids for _ in range(rollout.group)]
-        bigrams = [pair for words in texts for pair in itertools.pairwise(words)]
+        lengths, n = rollout.lengths.float(), len(rollout.texts)
+        said = Counter(zip((i for i in rollout.example_ids for _ in range(rollout.group)), rollout.texts, strict=True))
+        bigrams = [pair for text in rollout.texts for pair in itertools.pairwise(text.split())]
+        flat = equal_rewards(rollout.rewards, rollout.group, rollout.valid) if rollout.group > 1 else None
         found: dict[str, Any] = {
             "reward": float(rewards.mean()) if len(rewards) else None,
             "reward_std": float(rewards.std(correction=0)) if len(rewards) else None,
-            "frac_zero_std": float((groups.amax(1) == groups.amin(1)).float().mean()),
-            "tokens": float(lengths.mean()),
+            "frac_zero_std": None if flat is None else float(flat.float().mean()),
+            TOKENS: float(lengths.mean()),
             "tokens_p95": float(lengths.quantile(0.95)),
-            "truncated": sum(reason == "length" for reason in rollout.finish) / len(texts),
-            "distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
-            "identical": 1 - len(set(zip(whose, rollout.texts, strict=True))) / len(texts),
+            "truncated": sum(reason == "length" for reason in rollout.finish) / n,
+            "distinct_2": len(set(bigrams)) / len(bigrams) if bigrams else None,
+            "identical": sum(count for count in said.values() if count > 1) / n,
             "bad_rewards": float((~rollout.valid).float().mean()),
         }
-        for name, part in rollout.parts.items():
-            kept = part[torch.isfinite(part)]
-            found[name] = float(kept.mean()) if len(kept) else None
-        if "toxicity" in found and found["toxicity"] is not None:
-            found["toxic"] = float(torch.sigmoid(-rollout.parts["toxicity"]).mean())
+        parts = {name: part[torch.isfinite(part)] for name, part in rollout.parts.items()}
+        found |= {name: float(kept.mean()) if len(kept) else None for name, kept in parts.items()}
+        if len(parts.get("toxicity", ())):
+            found["toxic"] = float(torch.sigmoid(-parts["toxicity"]).mean())
+        if rollout.problems:
+            found["problems"] = list(rollout.problems)
         return found | self.constraint.record()
 
     def checks(self) -> list[Check]:
@@ -195,8 +212,13 @@ class Judging:
         found = []
         for name, (reward, _) in self.rewards.items():
             report = run_probes(reward)
-            problem = None if report.passed else "; ".join(report.failures)
-            found.append(Check("D21", f"reward {name} ranks probes rightly", problem))
+            unsteady = [line for line in report.failures if "not deterministic" in line]
+            wrong = [line for line in report.failures if line not in unsteady]
+            wrong += [report.hint] if wrong and report.hint else []
+            found += [
+                Check("D18", f"reward {name} gives one answer, in any order", "; ".join(unsteady) or None),
+                Check("D21", f"reward {name} ranks probes rightly", "; ".join(wrong) or None),
+            ]
         if self.qualities:
             means = ", ".join(f"{name} {self.start[name]:.3f}" for name in self.qualities if name in self.start)
             found.append(Check("D22", f"qualities of the start policy can be held: {means}"))
@@ -237,15 +259,21 @@ class Judging:
         return found
 
     def _count_bad(self, bad: NDArray[np.bool_], problems: Sequence[str]) -> None:
-        self.bad = [*self.bad, *(int(flag) for flag in bad)][-BAD_WINDOW:]
-        limit = math.ceil(MAX_BAD_SHARE * len(self.bad))
-        if sum(self.bad) > limit:
+        window = [*self.bad, *(int(flag) for flag in bad)][-BAD_WINDOW:]
+        if sum(window) > math.ceil(MAX_BAD_SHARE * len(window)):  # not kept: a resume asks the mended reward again
             why = problems[0] if problems else "no reward applies"
             raise TrainingError(
-                f"{sum(self.bad)} of the last {len(self.bad)} completions had no usable reward (limit "
+                f"{sum(window)} of the last {len(window)} completions had no usable reward (limit "
                 f"{MAX_BAD_SHARE:.0%}): {why}"
             )
+        self.bad = window
 
 
 def _values(reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> Array:
     return score_safely(reward, examples, texts).values
+
+
+def _mean(values: Array) -> float | None:
+    """Of what is a number; None if nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None

@@ -49,6 +49,8 @@ class Rollout:
     parts: Mapping[str, Tensor]
     old_logprobs: Tensor | None = None  # (B,R) fp32 under the policy that sampled; None: the update's own forward
     values: Tensor | None = None  # (B,R) fp32, PPO only
+    last_values: Tensor | None = None  # (B,) fp32, after the last token; PPO with truncation: bootstrap only
+    problems: tuple[str, ...] = ()  # rewards that could not be used, by name
 
     @property
     def group(self) -> int:
@@ -82,7 +84,12 @@ class Rollout:
 
     def document(self) -> dict[str, Any]:
         """What is not a tensor."""
-        return {"example_ids": list(self.example_ids), "texts": list(self.texts), "finish": list(self.finish)}
+        return {
+            "example_ids": list(self.example_ids),
+            "texts": list(self.texts),
+            "finish": list(self.finish),
+            "problems": list(self.problems),
+        }
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Rollout:
@@ -94,6 +101,7 @@ class Rollout:
             example_ids=tuple(document["example_ids"]),
             texts=tuple(document["texts"]),
             finish=tuple(document["finish"]),
+            problems=tuple(document["problems"]),
             **rest,
         )
 
@@ -147,6 +155,7 @@ def collect(  # noqa: PLR0913  what a rollout depends on is stated by the caller
         texts=texts,
         finish=sampled.finish,
         parts={name: part.to(query.ids.device) for name, part in judged.parts.items()},
+        problems=judged.problems,
     )
     if reference is None:
         return rollout

@@ -37,16 +37,18 @@ class Measured:
             self.row_sums[name] = self.row_sums.get(name, 0.0) + value
 
     def record(self) -> dict[str, float]:
-        """Means by name."""
-        found = {name: value / max(1.0, self.tokens) for name, value in self.sums.items()}
-        found |= {name: value / max(1.0, self.rows) for name, value in self.row_sums.items()}
+        """Means by name; empty if no token was learned from."""
+        if not self.tokens:
+            return {}
+        found = {name: value / self.tokens for name, value in self.sums.items()}
+        found |= {name: value / self.rows for name, value in self.row_sums.items()}
         if self.ratio_max:
             found |= {"ratio_min": self.ratio_min, "ratio_max": self.ratio_max}
         if "advantage_square" in found:
             found["advantage_std"] = max(0.0, found.pop("advantage_square") - found.pop("advantage") ** 2) ** 0.5
         if "return_square" in found:
             spread = found.pop("return_square") - found.pop("return_sum") ** 2
-            error = found.pop("value_error")
+            error = found.pop("value_error_square") - found.pop("value_error") ** 2
             found["explained_variance"] = 1 - error / spread if spread > 0 else 0.0
         return found
 
@@ -91,20 +93,21 @@ def measure_policy(
 ) -> None:
     """KL, entropy, ratio and the gap between sampled and scored log-probs of some rows, summed over their tokens.
 
-    The entropy is the sample estimate -log p of the sampled tokens; KL estimators as in Schulman 2020,
-    joschu.net/blog/kl-approx.html: k1 unbiased, k3 unbiased and never negative.
+    KL and entropy are those of the policy that sampled: of one that has moved since, its samples say nothing true (k1
+    even turns negative). The entropy is the sample estimate -log p of the sampled tokens; KL estimators as in Schulman
+    2020, joschu.net/blog/kl-approx.html: k1 unbiased, k3 unbiased and never negative.
     """
     with torch.no_grad():
         ref, sampled = rollout.ref_logprobs[rows], rollout.sampled_logprobs[rows]
         kept = mask.float()
         ratio = torch.exp((logprobs - old).clamp(-20, 20))[mask]
-        sequence = (kl_k1(logprobs, ref) * kept).sum(1)
+        sequence = (kl_k1(old, ref) * kept).sum(1)
         measured.add(
             float(kept.sum()),
             kl=float(sequence.sum()),
-            kl_k3=float((kl_k3(logprobs, ref) * kept).sum()),
-            abs_kl=float(((logprobs - ref).abs() * kept).sum()),
-            entropy=float(-(logprobs * kept).sum()),
+            kl_k3=float((kl_k3(old, ref) * kept).sum()),
+            abs_kl=float(((old - ref).abs() * kept).sum()),
+            entropy=float(-(old * kept).sum()),
             sample_score_gap=float(((sampled - old).abs() * kept).sum()),
             ratio_mean=float(ratio.sum()),
         )

@@ -42,10 +42,7 @@ class PPOMethod:
             self.mask = self.mask & ~truncated[:, None]
         kl = rollout.old_logprobs - rollout.ref_logprobs
         rewards = shaped_rewards(rollout.rewards, kl, rollout.mask, beta)
-        bootstrap = None
-        if config.truncation == "bootstrap":  # the last value stands for what the cap cut off
-            last = (rollout.lengths - 1).clamp(min=0)[:, None]
-            bootstrap = rollout.values.gather(1, last)[:, 0] * truncated
+        bootstrap = None if rollout.last_values is None else rollout.last_values * truncated
         advantages, self.returns = generalized_advantages(
             rewards, rollout.values, rollout.mask, gamma=config.gamma, lam=config.gae_lambda, bootstrap=bootstrap
         )
@@ -86,7 +83,8 @@ class PPOMethod:
                 value_loss=float((error * kept).sum()),
                 return_sum=float((returns * kept).sum()),
                 return_square=float((returns**2 * kept).sum()),
-                value_error=float(((values - returns) ** 2 * kept).sum()),
+                value_error=float(((values - returns) * kept).sum()),
+                value_error_square=float(((values - returns) ** 2 * kept).sum()),
             )
         value_part = self.value_scale * (error * mask).sum()
         return value_part if policy_is_frozen else (policy * weights).sum() + value_part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from dialtune.checkpoints import (
     Checkpoint,
@@ -20,12 +22,12 @@ from dialtune.checkpoints import (
     unflatten_state,
 )
 from dialtune.config.rl_schema import RLConfig
-from dialtune.errors import CheckpointError, DataError, InterruptedRunError, TrainingError
+from dialtune.errors import CheckpointError, DataError, InterruptedRunError, RewardError, TrainingError
 from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import save_model
 from dialtune.models.reference import Reference
 from dialtune.rl.constraint import AdaptiveBeta
-from dialtune.rl.health import Health
+from dialtune.rl.health import MAX_SHARES, Health
 from dialtune.rl.judging import Judging
 from dialtune.rl.rollouts import Rollout, chunks, collect, journal_rows
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
@@ -37,6 +39,7 @@ from dialtune.trainers.update import Updater, compute_dtype
 from dialtune.types import Example, Prompt
 
 JOURNAL = "rollouts.jsonl"
+OF_THE_ROLLOUT = frozenset(MAX_SHARES) | {"distinct_2"}  # the same in the record of each of its updates
 
 Evaluate = Callable[[], Mapping[str, Any]]
 """Validation scores of the policy as it is: `eval_objective` (lower is better), `eval_acceptable` and others."""
@@ -65,11 +68,9 @@ class Pool:
 
     def draw(self, number: int, size: int) -> list[int]:
         """Row numbers of rollout `number`: one pass over everything before any row comes again."""
-        chosen = []
-        for place in range(number * size, (number + 1) * size):
-            epoch, index = divmod(place, len(self.examples))
-            chosen.append(self._order(epoch)[index])
-        return chosen
+        places = [divmod(place, len(self.examples)) for place in range(number * size, (number + 1) * size)]
+        orders = {epoch: self._order(epoch) for epoch, _ in places}
+        return [orders[epoch][index] for epoch, index in places]
 
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.examples)))
@@ -143,13 +144,14 @@ def train_rl(  # noqa: PLR0913  what a run depends on is stated by the caller
             append_row(run.metrics, row)
             on_event("evaluation", row)
         while state.step < config.max_steps:
-            record = loop.update(state.step)
+            with _saving_first(state.step, save, on_event):
+                record = loop.update(state.step)
             state = replace(state, step=state.step + 1)
             due = state.step == config.max_steps or (config.eval_steps and state.step % config.eval_steps == 0)
             if evaluate and due:
                 record |= evaluate()
                 state = _note_best(state, record)
-            broken = loop.health.check(record)
+            broken = loop.broken_rule(record)
             append_row(run.metrics, record)
             on_event("step", record)
             every = config.save_steps or config.eval_steps
@@ -168,6 +170,18 @@ def train_rl(  # noqa: PLR0913  what a run depends on is stated by the caller
                     stop.number,
                 )
     return state
+
+
+@contextmanager
+def _saving_first(step: int, save: Callable[[], None], on_event: OnEvent) -> Iterator[None]:
+    """An update that stops the run has not moved the weights: they are saved before the error goes on."""
+    try:
+        yield
+    except (RewardError, TrainingError):
+        if step:
+            save()
+            on_event("note", {"text": f"checkpoint-{step} is saved; then go on with --resume"})
+        raise
 
 
 class _Loop:
@@ -197,8 +211,6 @@ class _Loop:
         number, place = divmod(step, config.updates_per_rollout)
         if place == 0 or self.rollout is None:
             self.rollout = self._collect(number, clock)
-            if place == 0:
-                self._journal(number)
             self.method.begin(self.rollout, self.beta.value)
         prompts = self._minibatch(number, place)
         frozen = config.method == "ppo" and step < config.value_warmup_steps
@@ -207,9 +219,11 @@ class _Loop:
         def loss_sum(micro: Sequence[int]) -> torch.Tensor:
             return self.method.loss_sum(micro, measured, policy_is_frozen=frozen)
 
-        with clock("update"):
+        with clock("update"), self._recomputing():
             micro = [[prompts[i] for i in part] for part in chunks(len(prompts), config.per_device_train_batch_size)]
             result = self.updater.step(micro, loss_sum, self.method.start_update(prompts), number=step)
+        if place == 0:  # after the step: an update that fails is made again, with its rollout
+            self._journal(number)
         record: dict[str, Any] = {
             "step": step + 1,
             "rollout": number,
@@ -223,11 +237,26 @@ class _Loop:
         record |= measured.record() | self.judging.record(self.rollout)
         if place == config.updates_per_rollout - 1:
             self.judging.update(self.rollout)
-            self.beta = self.beta.update(record.get("kl_per_sequence", 0.0))
+            self.beta = self.beta.update(record.get("kl_per_sequence", math.nan))
         elapsed = time.perf_counter() - began
         record |= {f"{phase}_s": seconds for phase, seconds in clock.seconds.items()}
         tokens = int(self.rollout.query.mask.sum()) + int(self.rollout.mask.sum())
         return record | {"step_s": elapsed, "tokens_per_s": tokens / elapsed}
+
+    def broken_rule(self, record: Mapping[str, Any]) -> str | None:
+        """The first stop rule that a record breaks; shares of a rollout's completions count once per rollout."""
+        again = (record["step"] - 1) % self.config.updates_per_rollout > 0
+        judged = {key: value for key, value in record.items() if not (again and key in OF_THE_ROLLOUT)}
+        return self.health.check(judged) or self.judging.infeasible()
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """With gradient_checkpointing, training mode, in which alone transformers recomputes; dropout is 0 anyway."""
+        self.model.module.train(self.config.gradient_checkpointing)
+        try:
+            yield
+        finally:
+            self.model.module.eval()
 
     def _collect(self, number: int, clock: Clock) -> Rollout:
         config, model = self.config, self.model
@@ -236,7 +265,7 @@ class _Loop:
         with compute_dtype(model.module, config, model.device):
             rollout = collect(
                 model,
-                self.reference if config.beta else None,
+                self.reference,
                 [self.pool.examples[row] for row in rows],
                 [self.pool.prompts[row] for row in rows],
                 self.judging,
@@ -253,18 +282,26 @@ class _Loop:
 
     def _with_old(self, rollout: Rollout) -> Rollout:
         """The rollout with the log-probs of the policy that sampled it, by the code that trains, and its values."""
-        logprobs, values = [], []
+        logprobs, values, last_values = [], [], []
         for chosen in chunks(len(rollout.example_ids), self.config.per_device_train_batch_size):
             rows = rollout.rows(chosen)
             response, mask = rollout.response[rows], rollout.mask[rows]
-            states = self.model.states(rollout.queries(chosen), response, mask)
+            beyond = self.config.truncation == "bootstrap"  # one position more: the state after a cut-off last token
+            wide = (nn.functional.pad(tensor, (0, int(beyond)), value=1) for tensor in (response, mask))
+            states = self.model.states(rollout.queries(chosen), *wide)
+            if beyond:
+                last_values.append(self.method.values(states)[:, -1])
+                states = states[:, :-1]
             logprobs.append(
                 self.model.score(states, response, mask, temperature=self.config.temperature, sampleable=True)
             )
             if self.method.needs_values:
                 values.append(self.method.values(states) * mask)
         return replace(
-            rollout, old_logprobs=torch.cat(logprobs), values=torch.cat(values) if self.method.needs_values else None
+            rollout,
+            old_logprobs=torch.cat(logprobs),
+            values=torch.cat(values) if values else None,
+            last_values=torch.cat(last_values) if last_values else None,
         )
 
     def _minibatch(self, number: int, place: int) -> list[int]:

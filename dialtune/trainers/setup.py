@@ -49,7 +49,7 @@ def open_for_training(config: TrainingConfig, weights: Path | None = None) -> Op
     without the first. Without `lora` the adapter is merged and every weight is trained.
     """
     half: Literal["bfloat16", "float32"] = "bfloat16" if config.bf16 is True else "float32"
-    goes_on = weights is not None or (config.lora is not None and is_adapter(config.model))
+    goes_on = weights is not None or (config.lora is not None and is_adapter(config.model, config.model_revision))
     model = load_model(
         config.model if weights is None else str(weights),
         dtype=half if config.lora else "float32",
@@ -58,7 +58,7 @@ def open_for_training(config: TrainingConfig, weights: Path | None = None) -> Op
         merge_adapter=not goes_on,
     )
     if config.lora and goes_on:
-        _check_rank(config, resolve_folder(config.model if weights is None else str(weights)))
+        _check_rank(config, config.model if weights is None else str(weights))
     elif config.lora:
         model = attach_lora(
             model,
@@ -75,12 +75,12 @@ def open_for_training(config: TrainingConfig, weights: Path | None = None) -> Op
     return model
 
 
-def _check_rank(config: TrainingConfig, folder: Path) -> None:
+def _check_rank(config: TrainingConfig, name: str) -> None:
     assert config.lora is not None
-    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r")
+    rank = json.loads((resolve_folder(name) / "adapter_config.json").read_text(encoding="utf-8")).get("r")
     if rank != config.lora.r:
         raise ConfigError(
-            f"lora.r: got {config.lora.r}; {config.model} is an adapter of rank {rank}, and training goes on with it; "
+            f"lora.r: got {config.lora.r}; {name} is an adapter of rank {rank}, and training goes on with it; "
             f"set lora: {{r: {rank}}}"
         )
 
@@ -141,7 +141,9 @@ def check_same_run(start: Checkpoint, fingerprint: str, config: TrainingConfig, 
     if start.fingerprint == fingerprint or force:
         return
     changed = _changed_keys(run, config) if run.config.exists() else []
-    what = f"changed keys: {', '.join(changed)}" if changed else "the data changed"
+    same_data = start.fingerprint.split(":")[:3] == fingerprint.split(":")[:3]  # what follows is of the start policy
+    source = f"the weights of {config.model} changed" if same_data else "the data changed"
+    what = f"changed keys: {', '.join(changed)}" if changed else source
     raise ConfigError(
         f"{start.path}: saved under another recipe or other data; {what}. "
         "Undo the change, start in another output_dir, or go on all the same with --force"
