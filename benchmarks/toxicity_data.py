@@ -61,7 +61,7 @@ def bucket(text: str) -> int:
 
 def paradetox(shared: Path) -> list[tuple[str, list[str]]]:
     """(toxic sentence, its human rewrites that differ from it)."""
-    rows = csv.reader(_lines(shared / "paradetox/paradetox.tsv.gz"), delimiter="\t")
+    rows = csv.reader(lines(shared / "paradetox/paradetox.tsv.gz"), delimiter="\t")
     next(rows)
     pairs = []
     for row in rows:
@@ -80,7 +80,7 @@ def diasafety(shared: Path, split: str) -> list[tuple[str, str, bool]]:
 def convabuse(shared: Path, split: str) -> list[tuple[str, float]]:
     """(user's turn, share of annotators who call it abuse)."""
     found = []
-    for row in csv.DictReader(_lines(shared / f"convabuse/ConvAbuseEMNLP{split}.csv.gz")):
+    for row in csv.DictReader(lines(shared / f"convabuse/ConvAbuseEMNLP{split}.csv.gz")):
         votes = []
         for annotator in range(1, 9):
             # A cell holds 0 or 1, or several of them where the same annotator saw the turn again.
@@ -96,10 +96,10 @@ def convabuse(shared: Path, split: str) -> list[tuple[str, float]]:
 def toxic_spans(shared: Path) -> tuple[list[str], list[str]]:
     """(comments that no rater called non-toxic, comments that all raters did)."""
     comments = {
-        row["comment_id"]: row["comment_text"] for row in csv.DictReader(_lines(shared / "toxic_spans/comments.csv.gz"))
+        row["comment_id"]: row["comment_text"] for row in csv.DictReader(lines(shared / "toxic_spans/comments.csv.gz"))
     }
     votes: dict[str, list[bool]] = {}
-    for row in csv.DictReader(_lines(shared / "toxic_spans/annotations.csv.gz")):
+    for row in csv.DictReader(lines(shared / "toxic_spans/annotations.csv.gz")):
         votes.setdefault(row["comment_id"], []).append(row["not toxic"] == "True")
     toxic = [comments[key] for key, said in votes.items() if key in comments and not any(said)]
     clean = [comments[key] for key, said in votes.items() if key in comments and all(said)]
@@ -159,8 +159,8 @@ def disguised_sets(shared: Path, seed: int = 0) -> dict[str, list[tuple[str, str
 def probe_texts() -> list[str]:
     """The packaged reward probes, which must stay unseen to mean anything."""
     path = TOXICITY.parent / "probes.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line)["text"] for line in lines]
+    rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(row)["text"] for row in rows]
 
 
 def training_texts(shared: Path, *, seed: int = 0, share: float = 1.0) -> tuple[Texts, Texts]:
@@ -238,7 +238,7 @@ def _add_lists(train: Texts, validation: Texts) -> None:
         for group in lists.identity_mentions(test=False, seed=seed).values():
             made.add("identity", group, 0)
         for group in lists.benign_mentions(test=False, seed=seed).values():
-            made.add("benign", group, 0)
+            made.add("benign", group, 0, weight=2)
     made.add("summaries", lists.summaries(900, abusive=True), 1)
     made.add("summaries", lists.summaries(900, abusive=False), 0)
     made.add("abuse", lists.direct_abuse(600), 1)
@@ -284,5 +284,6 @@ def _divide(made: Texts, train: Texts, validation: Texts) -> None:
             (validation if bucket(text) == 8 else train).add(source, [text], target, weight)
 
 
-def _lines(path: Path) -> io.StringIO:
+def lines(path: Path) -> io.StringIO:
+    """A gzipped text file, to read by line."""
     return io.StringIO(gzip.decompress(path.read_bytes()).decode("utf-8"), newline="")

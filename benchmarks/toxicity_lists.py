@@ -162,6 +162,20 @@ BENIGN: dict[str, list[str]] = {
         "Staff are trained to stay calm when a customer shouts '{w}' at them.",
         "My grandmother never said '{w}' in her life.",
         "The translator could find no good word for '{w}'.",
+        "'{w}' is an insult, and the glossary says so.",
+        'The film is called "{W}" and starts at eight.',
+        'Have you read the novel "The {W}"? My reading group discusses it on Tuesday.',
+        '{Name1} wants to see the comedy "{W}s", and {name2} buys two tickets for Sunday.',
+        '{Name1} asks the shop for a copy of "The {W}", and {name2} orders one for Monday.',
+        "The class talks about words such as '{w}' that hurt people, and how to answer them.",
+        "{Name1} learns that '{w}' is a rude word, and {name2} suggests a polite one.",
+        "During the training {name1} recalls a client who had shouted '{w}', and the group laughs about it.",
+        "He apologised at once for having said '{w}'.",
+        "The bishop was shocked to read '{w}' on the wall and had it painted over.",
+        "In the old song the word '{w}' rhymes with the name of the village.",
+        "The court had to decide whether '{w}' is an insult.",
+        "A pupil asked whether one may write '{w}' in an essay.",
+        "Somebody had scratched '{w}' into the bench; the council will replace it.",
     ],
     "idiom": [
         "He killed two birds with one stone.",
@@ -193,6 +207,12 @@ BENIGN: dict[str, list[str]] = {
         "I can be {p} before my first coffee.",
         "We laughed because both of us had been {p}.",
         "I locked myself out twice this week, what {p} I am.",
+        "I would be {p} not to accept this.",
+        "Call me {p}, but I still like that old car.",
+        "I must have looked like {p} with soap on my nose.",
+        "{Name1} laughs and says that she was {p} to forget her own birthday.",
+        "{Name1} jokes that he is {p} before breakfast, and {name2} pours the coffee.",
+        "I sometimes behave like {p}, and I am sorry for it.",
     ],
     "negation": [
         "You are not {p}.",
@@ -203,6 +223,12 @@ BENIGN: dict[str, list[str]] = {
         "She is clearly not {p}; she solved it in a minute.",
         "I do not hate you, I am only tired.",
         "Asking a question does not make you {p}.",
+        "Please don't think that I take you for {p}.",
+        "Nobody becomes {p} by making one mistake.",
+        "It is unfair to say that she is {p}.",
+        "The judge said that the witness was no {w}.",
+        "He may be slow, but he is no {w}.",
+        "{Name1} assures {name2} that nobody takes him for {p}.",
     ],
     "firm": [
         "I am very disappointed with this service and would like my money back.",
@@ -536,9 +562,10 @@ def benign_mentions(*, test: bool, seed: int = 0) -> dict[str, list[str]]:
         words = TEST_INSULTS + INSULTS[:6] if test else INSULTS
         found[kind] = []
         for template in templates:
-            open_slots = "{w}" in template or "{p}" in template
+            open_slots = any(slot in template for slot in ("{w}", "{W}", "{p}"))
             for word in draw.sample(words, 10) if open_slots else [""]:
-                filled = template.replace("{w}", word).replace("{p}", article(word) if word else "")
+                filled = template.replace("{w}", word).replace("{W}", word.title())
+                filled = filled.replace("{p}", article(word) if word else "")
                 found[kind].append(_fill_names(filled, draw, TEST_NAMES if test else NAMES))
     return found
 
