@@ -20,6 +20,7 @@ import typer
 from dialtune import errors
 from dialtune.cli.app import app, run_command
 from dialtune.config.loading import ALIASES, ELSEWHERE
+from dialtune.config.rl_schema import RLConfig
 from dialtune.config.schema import RunConfig, allowed, explain, section_of, walk
 from dialtune.metrics.table import METRICS
 
@@ -41,6 +42,15 @@ def config_page() -> str:
         section = section_of(field)
         if section is not None:
             parts += [f"## {key}", f"{inspect.getdoc(section)} ({allowed(field)})", _table(f"{key}.")]
+    shared = {key for key, _ in walk()}
+    own = [row for row in explain("", RLConfig) if row[0] not in shared or row != explain(row[0])[0]]
+    lines = [f"| `{key}` | {words} | {default} | {text} |" for key, words, default, text in own]
+    head = f"{inspect.getdoc(RLConfig)} `dialtune rl RECIPE` takes the keys above, apart from those of SFT "
+    head += (
+        f"({', '.join(f'`{key}`' for key in RunConfig.model_fields if key not in RLConfig.model_fields)}), and these:"
+    )
+    table = "\n".join(["| key | allowed | default | what it does |", "|---|---|---|---|", *lines])
+    parts += ["## Reinforcement learning", head, table]
     parts += ["## Spellings of other tools that are accepted", "| spelling | key |\n|---|---|"]
     extra = {
         "use_peft": "lora: {} if true",
