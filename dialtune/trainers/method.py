@@ -94,8 +94,9 @@ def measure_policy(
     """KL, entropy, ratio and the gap between sampled and scored log-probs of some rows, summed over their tokens.
 
     KL and entropy are those of the policy that sampled: of one that has moved since, its samples say nothing true (k1
-    even turns negative). The entropy is the sample estimate -log p of the sampled tokens; KL estimators as in Schulman
-    2020, joschu.net/blog/kl-approx.html: k1 unbiased, k3 unbiased and never negative.
+    even turns negative). abs_kl is of the policy as it is, so that a jump shows at once. The entropy is the sample
+    estimate -log p of the sampled tokens; KL estimators as in Schulman 2020, joschu.net/blog/kl-approx.html: k1
+    unbiased, k3 unbiased and never negative.
     """
     with torch.no_grad():
         ref, sampled = rollout.ref_logprobs[rows], rollout.sampled_logprobs[rows]
@@ -106,7 +107,7 @@ def measure_policy(
             float(kept.sum()),
             kl=float(sequence.sum()),
             kl_k3=float((kl_k3(old, ref) * kept).sum()),
-            abs_kl=float(((old - ref).abs() * kept).sum()),
+            abs_kl=float(((logprobs - ref).abs() * kept).sum()),
             entropy=float(-(old * kept).sum()),
             sample_score_gap=float(((sampled - old).abs() * kept).sum()),
             ratio_mean=float(ratio.sum()),
