@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,18 @@ from pydantic import ValidationError
 from dialtune.data.reading import DataSet
 from dialtune.errors import ConfigError, DataError
 from dialtune.metrics.base import EVERY, Array, Metric, chosen_references, is_empty
-from dialtune.metrics.table import METRICS
+from dialtune.metrics.table import METRICS, look_up, unknown_metric
 from dialtune.results import DataInfo, Decoding, EvalRow, Evaluation, ModelInfo, ScoreEntry, to_json
 from dialtune.runs import RunFolder, write_text_atomic
 from dialtune.seeds import seed_for
-from dialtune.statistics import RESAMPLES, bootstrap_interval, resampled_sums, unit_sums
+from dialtune.statistics import (
+    RESAMPLES,
+    bootstrap_interval,
+    percentile,
+    resampled_percentiles,
+    resampled_sums,
+    unit_sums,
+)
 from dialtune.types import Completion, Example, FinishReason
 
 FILE_DECODING = Decoding(strategy="file")  # how predictions from a file were decoded is not known
@@ -52,7 +58,7 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
     Args:
         dataset: its examples, ids unique.
         completions: one for each example, found by `example_id`, in any order. Empty texts count as 0.
-        metrics: names from METRICS, or metrics.
+        metrics: names that `metrics.table.look_up` knows, or metrics. One whose tool is not installed is not scored.
         reference: `first`, a reference's name such as `summary2`, `mean`, `max`, or `auto` (mean if a row has several).
             With `mean` and several references the ROUGE scores come with their `_max` companions.
         model: what wrote the completions.
@@ -74,10 +80,13 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
     chosen = resolve_metrics(metrics, reference, examples)
     references = _span(examples)
     texts = [completion.text for completion in ordered]
-    stats = {metric.name: metric.segments(texts, examples) for metric in chosen}
+    absent = {metric.name: reason for metric in chosen if (reason := metric.unavailable())}
+    nothing = np.full((len(examples), 1), np.nan)
+    stats = {m.name: nothing if m.name in absent else m.segments(texts, examples) for m in chosen}
     units = _units(examples)
     draws = {"resamples": resamples, "seed": seed_for(seed, "bootstrap")}
-    scored = [~np.isnan(stats[metric.name][:, 0]) for metric in chosen if metric.direction]
+    headline = [metric for metric in chosen if metric.direction and metric.every_row and metric.name not in absent]
+    scored = [~np.isnan(stats[metric.name][:, 0]) for metric in headline]
     return Evaluation(
         model=model,
         task=task,
@@ -97,7 +106,7 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
         n_truncated=sum(completion.finish == "length" for completion in ordered),
         n_empty=sum(is_empty(text) for text in texts),
         n_scored=int(np.all(scored, axis=0).sum()) if scored else len(ordered),
-        scores=_scores(chosen, stats, units, references, draws),
+        scores=_scores([(metric, absent.get(metric.name)) for metric in chosen], stats, units, references, draws),
         rows=_rows(examples, ordered, chosen, stats, units),
     )
 
@@ -129,23 +138,19 @@ def resolve_metrics(metrics: Sequence[str | Metric], reference: str, examples: S
     Raises:
         ConfigError: all unknown names at once.
     """
-    unknown = [name for name in metrics if isinstance(name, str) and name not in METRICS]
+    known = [look_up(item) if isinstance(item, str) else item for item in metrics]
+    unknown = [unknown_metric(str(item)) for item, metric in zip(metrics, known, strict=True) if metric is None]
     if unknown:
-        raise ConfigError([_unknown_metric(name) for name in unknown])
+        raise ConfigError(unknown)
     found: dict[str, Metric] = {}
-    for item in metrics:
-        metric = (METRICS[item] if isinstance(item, str) else item).with_reference(reference)
-        found.setdefault(metric.name, metric)
+    for metric in known:
+        told = metric.with_reference(reference) if metric else None
+        if told:
+            found.setdefault(told.name, told)
     if reference == "mean" and examples and _span(examples)[1] > 1:
         companions = [METRICS[f"{name}_max"] for name in found if f"{name}_max" in METRICS]
         found = {metric.name: metric for metric in (*found.values(), *companions)}
     return list(found.values())
-
-
-def _unknown_metric(name: str) -> str:
-    close = get_close_matches(name, METRICS, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
-    return f"metric '{name}': unknown{hint} known: {', '.join(METRICS)}"
 
 
 def _align(examples: Sequence[Example], completions: Sequence[Completion]) -> list[Completion]:
@@ -202,6 +207,7 @@ def _rows(
             scores={name: _number(stats[name][k, 0]) for name in by_row},
             statistics={name: tuple(map(int, stats[name][k])) for name in corpus if not np.isnan(stats[name][k, 0])},
             unit=None if units[k] == k else examples[units[k]].id,
+            kind=kind if isinstance(kind := example.meta.get("kind"), str) else None,
         )
         for k, (example, completion) in enumerate(zip(examples, completions, strict=True))
     )
@@ -212,37 +218,42 @@ def _number(value: float) -> float | None:
 
 
 def _scores(
-    metrics: Sequence[Metric],
+    metrics: Sequence[tuple[Metric, str | None]],
     stats: Mapping[str, Array],
     units: Sequence[int],
     references: tuple[int, int],
     draws: Mapping[str, int],
 ) -> dict[str, ScoreEntry]:
-    """One entry per metric; one matrix of draws serves them all."""
+    """One entry per metric, which comes with the reason why it could not be used; all under the same draws."""
     _, unit = np.unique(units, return_inverse=True)
     blocks = []
-    for metric in metrics:
+    for metric, _ in metrics:
         kept = ~np.isnan(stats[metric.name][:, :1])
         blocks.append(unit_sums(np.hstack([np.where(kept, stats[metric.name], 0.0), kept]), unit))
     resampled = resampled_sums(np.hstack(blocks), **draws)
     scores, start = {}, 0
-    for metric, block in zip(metrics, blocks, strict=True):
+    for (metric, absent), block in zip(metrics, blocks, strict=True):
         drawn = resampled[:, start : start + block.shape[1]]
         start += block.shape[1]
-        scores[metric.name] = _entry(metric, block, drawn, metric.signature(references))
+        n, n_units = int(block[:, -1].sum()), int(np.count_nonzero(block[:, -1]))
+        signed = metric.signature(references)
+        if n == 0:
+            reason = absent or f"no row has {metric.needs}"
+            scores[metric.name] = ScoreEntry(value=None, ci=None, n=0, signature=signed, reason=reason)
+            continue
+        if metric.percent is None:
+            total = block.sum(axis=0)
+            value = float(metric.combine(total[:-1], total[-1]))
+            drawn = drawn[drawn[:, -1] > 0]  # a draw may miss the few rows that were scored
+            values = metric.combine(drawn[:, :-1], drawn[:, -1])
+        else:
+            column = stats[metric.name][:, 0]
+            value = percentile(column[~np.isnan(column)], metric.percent)
+            values = resampled_percentiles(column, unit, metric.percent, **draws)
+            values = values[~np.isnan(values)]
+        ci = bootstrap_interval(value, values, units=n_units) if n_units > 1 else None
+        scores[metric.name] = ScoreEntry(value=value, ci=ci, n=n, signature=signed)
     return scores
-
-
-def _entry(metric: Metric, block: Array, drawn: Array, signature: str) -> ScoreEntry:
-    """One score from its sums per unit (U,K+1) and per resample (R,K+1); the last column counts rows."""
-    n, units = int(block[:, -1].sum()), int(np.count_nonzero(block[:, -1]))
-    if n == 0:
-        return ScoreEntry(value=None, ci=None, n=0, signature=signature, reason=f"no row has {metric.needs}")
-    total = block.sum(axis=0)
-    value = float(metric.combine(total[:-1], total[-1]))
-    drawn = drawn[drawn[:, -1] > 0]  # a draw may miss the few rows that were scored
-    ci = bootstrap_interval(value, metric.combine(drawn[:, :-1], drawn[:, -1]), units=units) if units > 1 else None
-    return ScoreEntry(value=value, ci=ci, n=n, signature=signature)
 
 
 def write_evaluation(path: str | Path, evaluation: Evaluation) -> Path:

@@ -79,6 +79,7 @@ class EvalRow(_Record):
 
     `statistics` are the counts from which corpus scores (BLEU, chrF) are made, so that comparing never reads a text
     again. `unit` names the first row with the same dialogue if there is an earlier one: both are resampled together.
+    `kind` is the row's own (plain, heated, control), if the data says so: comparisons are also made per kind.
     """
 
     id: str
@@ -87,6 +88,7 @@ class EvalRow(_Record):
     scores: dict[str, float | None]
     statistics: dict[str, tuple[int, ...]] = {}
     unit: str | None = None
+    kind: str | None = None  # left out of the file where it is null
 
 
 class Evaluation(_Record):
@@ -143,6 +145,19 @@ class Effect(_Record):
     worse: float
 
 
+class SecondVerdict(_Record):
+    """The same score with empty completions as toxic as can be, where a side has any that the score leaves out."""
+
+    before: float
+    after: float
+    difference: float
+    ci: Interval | None
+    p: float
+    p_holm: float
+    n: Count
+    verdict: Verdict
+
+
 class Entry(_Record):
     """One score, before against after; `ci` is the 95 % interval of the difference."""
 
@@ -161,19 +176,72 @@ class Entry(_Record):
     verdict: Verdict
     n_needed: int | None = None
     note: str | None = None
+    empty_as_toxic: SecondVerdict | None = None
 
 
 class Constraint(_Record):
-    """A floor on after/before: held is yes if the interval's low end reaches it, no if its high end does not."""
+    """A floor on after/before: held is yes if the interval's low end reaches it, no if its high end does not.
+
+    Ratio and interval are null where there is none, and `note` says why.
+    """
 
     floor: float
-    ratio: float
-    ci: Interval
+    ratio: float | None
+    ci: Interval | None
     held: Literal["yes", "no", "not shown"]
+    note: str | None = None
+
+
+class Juror(_Record):
+    """Change of mean toxicity by one scorer that no reward used; null, with a reason, if it was not there."""
+
+    difference: float | None
+    relative: float | None
+    n: Count
+    reason: str | None = None
+
+
+class Gain(_Record):
+    """Fall of mean toxicity in standard deviations of the rows before, with its 95 % interval."""
+
+    value: float
+    ci: Interval
+
+
+class Agreement(_Record):
+    """Two scorers on the completions of both sides: rank correlation, and Cohen's kappa of toxic or not.
+
+    `reason` is set exactly when one of them is null.
+    """
+
+    one: str
+    other: str
+    spearman: float | None
+    kappa: float | None
+    n: Count
+    reason: str | None = None
+
+
+class Jury(_Record):
+    """The scorers that no reward used, held against the one that was the reward (`trained`; null if it is not there).
+
+    `gap` is the trained scorer's gain minus the jurors' median gain; `alarm`: the gap's interval is above 0 while that
+    of the jury's gain is not. All four are null exactly when `reason` says why.
+    """
+
+    trained: str | None
+    jurors: dict[str, Juror]
+    median_relative: float | None  # of the jurors that were there
+    trained_gain: Gain | None
+    jury_gain: Gain | None
+    gap: Gain | None
+    alarm: bool | None
+    reason: str | None
+    agreement: tuple[Agreement, ...]
 
 
 class Comparison(_Record):
-    """compare.json."""
+    """compare.json; `slices` are per kind of row, exploratory, each corrected by itself: no claim rests on them."""
 
     schema_: Literal["dialtune.compare/1"] = Field(COMPARE_SCHEMA, alias="schema")
     before: Side
@@ -184,6 +252,7 @@ class Comparison(_Record):
     scores: dict[str, Entry]
     constraints: dict[str, Constraint] = {}
     slices: dict[str, dict[str, Entry]] = {}
+    jury: Jury | None = None  # where a score by a toxicity scorer was compared
     allowed: tuple[str, ...] = ()  # differences that were accepted on request, e.g. decoding
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -195,6 +264,7 @@ def to_json(record: Evaluation | Comparison) -> str:
     rows = document.pop("rows", None)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     if rows is not None:
-        lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+        kept = ({key: value for key, value in row.items() if key != "kind" or value is not None} for row in rows)
+        lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in kept)
         text = text[:-2] + ',\n  "rows": [' + (f"\n{lines}\n  " if rows else "") + "]\n}"
     return text + "\n"

@@ -10,9 +10,10 @@ text. Rows that belong together (samples of one prompt, copies of one dialogue) 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,17 +55,19 @@ def resampled_sums(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int =
     """
     table = np.asarray(values, dtype=np.float64)
     assert table.ndim == 2, table.shape
-    units = len(table)
-    assert units >= 1, table.shape
+    out: Array = np.concatenate([drawn.astype(np.float64) @ table for drawn in _draws(len(table), resamples, seed)])
+    return out
+
+
+def _draws(units: int, resamples: int, seed: int) -> Iterator[NDArray[np.intp]]:
+    """How often each unit was drawn, in blocks (rows,U): the same draws for everything that shares U and seed."""
+    assert units >= 1, units
     rng = np.random.default_rng(seed)
-    out = np.empty((resamples, table.shape[1]))
     step = max(1, _CELLS // units)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         draws = rng.integers(units, size=(rows, units)) + np.arange(rows)[:, None] * units
-        weights = np.bincount(draws.ravel(), minlength=rows * units).reshape(rows, units)
-        out[start : start + rows] = weights.astype(np.float64) @ table
-    return out
+        yield np.bincount(draws.ravel(), minlength=rows * units).reshape(rows, units)
 
 
 def swapped_sums(values: ArrayLike, *, trials: int = PERMUTATIONS, seed: int = 0) -> Array:
@@ -79,20 +82,92 @@ def swapped_sums(values: ArrayLike, *, trials: int = PERMUTATIONS, seed: int = 0
     """
     table = np.asarray(values, dtype=np.float64)
     assert table.ndim == 2, table.shape
-    units = len(table)
+    out: Array = np.concatenate([swap.astype(np.float64) @ table for swap in _swaps(len(table), trials, seed)])
+    return out
+
+
+def _swaps(units: int, trials: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Which units swap sides (1), in blocks (rows,U): every assignment for few units, else random ones."""
     if units <= EXACT_UNITS:
-        subsets = (np.arange(2**units)[:, None] >> np.arange(units)) & 1
-        exact: Array = subsets.astype(np.float64) @ table
-        return exact
+        yield ((np.arange(2**units)[:, None] >> np.arange(units)) & 1).astype(np.uint8)
+        return
     rng = np.random.default_rng(seed)
-    out = np.empty((trials, table.shape[1]))
     step = max(1, _CELLS // units)
     for start in range(0, trials, step):
         rows = min(step, trials - start)
         packed = rng.integers(256, size=(rows, -(-units // 8)), dtype=np.uint8)
-        swap = np.unpackbits(packed, axis=1, count=units)
-        out[start : start + rows] = swap.astype(np.float64) @ table
-    return out
+        yield np.unpackbits(packed, axis=1, count=units)
+
+
+def percentile(values: ArrayLike, percent: int) -> float:
+    """The smallest value that at least `percent` % of the values do not exceed (the inverted distribution function).
+
+    >>> percentile([5.0, 1.0, 3.0, 2.0], 50), percentile([5.0, 1.0, 3.0, 2.0], 95)
+    (2.0, 5.0)
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    assert ordered.ndim == 1, ordered.shape
+    assert len(ordered) >= 1, ordered.shape
+    return float(_weighted_percentile(ordered, np.ones((1, len(ordered)), dtype=np.intp), percent)[0])
+
+
+def resampled_percentiles(
+    values: ArrayLike, unit: ArrayLike, percent: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Array:
+    """The percentile of each draw of units, (R,), from the same draws as `resampled_sums`; NaN where it got no value.
+
+    Args:
+        values: (N,); NaN takes no part.
+        unit: (N,) in 0 .. U-1, every unit at least once.
+        percent: 1 .. 100.
+        resamples: R.
+        seed: as for `resampled_sums`.
+    """
+    rows, index = np.asarray(values, dtype=np.float64), np.asarray(unit, dtype=np.intp)
+    assert rows.shape == index.shape, (rows.shape, index.shape)
+    kept = np.flatnonzero(~np.isnan(rows))
+    order = kept[np.argsort(rows[kept], kind="stable")]
+    draws = _draws(int(index.max()) + 1, resamples, seed)
+    return np.concatenate([_weighted_percentile(rows[order], drawn[:, index[order]], percent) for drawn in draws])
+
+
+def swapped_percentiles(
+    before: ArrayLike, after: ArrayLike, unit: ArrayLike, percent: int, *, trials: int = PERMUTATIONS, seed: int = 0
+) -> Array:
+    """Percentiles of both sides, (R,2), after the assignments of `swapped_sums`; rows with a NaN take no part.
+
+    Args:
+        before: (N,).
+        after: (N,).
+        unit: (N,) in 0 .. U-1, every unit at least once; a unit swaps as a whole.
+        percent: 1 .. 100.
+        trials: R for U > 16.
+        seed: as for `swapped_sums`.
+    """
+    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    index = np.asarray(unit, dtype=np.intp)
+    assert old.shape == new.shape == index.shape, (old.shape, new.shape, index.shape)
+    kept = ~(np.isnan(old) | np.isnan(new))
+    pool, units = np.concatenate([old[kept], new[kept]]), np.concatenate([index[kept]] * 2)
+    is_new = np.repeat([False, True], int(kept.sum()))
+    order = np.argsort(pool, kind="stable")
+    ordered, units, is_new = pool[order], units[order], is_new[order]
+    blocks = []
+    for swap in _swaps(int(index.max()) + 1, trials, seed):
+        on_new = swap[:, units].astype(bool) ^ is_new
+        blocks.append(np.stack([_weighted_percentile(ordered, side, percent) for side in (~on_new, on_new)], axis=1))
+    return np.concatenate(blocks)
+
+
+def _weighted_percentile(ordered: Array, weights: NDArray[Any], percent: int) -> Array:
+    """Per row of weights (R,N) the percentile of ascending values (N,) that occur so often; NaN without any."""
+    assert 1 <= percent <= 100, percent
+    if len(ordered) == 0:
+        return np.full(len(weights), np.nan)
+    counts = np.cumsum(weights, axis=1, dtype=np.int64)
+    place = np.argmax(100 * counts >= percent * counts[:, -1:], axis=1)
+    found: Array = np.where(counts[:, -1] > 0, ordered[place], np.nan)
+    return found
 
 
 def p_value(null: ArrayLike, observed: float, *, exact: bool) -> float:

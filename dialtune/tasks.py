@@ -17,6 +17,8 @@ class Task:
     max_new_tokens: int  # longest DialogSum reference: 153 T5 tokens in training, 90 in 99 of 100
 
 
+_SCORERS = ("minilm", "ngrams", "lexicon", "alt-profanity-check")  # one that is not installed scores nothing
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -27,6 +29,16 @@ TASKS: dict[str, Task] = {
                 *("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
                 *("tag_integrity", "speaker_coverage", "role_swap_margin"),
                 *("length_ratio", "copy_rate", "novel_2grams"),
+            ),
+            max_new_tokens=128,
+        ),
+        Task(
+            "detoxify",
+            template="summarize",
+            metrics=(
+                *("rouge1", "rouge2", "rougeL", "bleu", "relevance_reference", "relevance_dialogue"),
+                *(f"toxicity_{kind}:{scorer}" for scorer in _SCORERS for kind in ("mean", "rate")),
+                *("empty_rate", "mention_kept", "tag_integrity", "length_ratio", "copy_rate"),
             ),
             max_new_tokens=128,
         ),

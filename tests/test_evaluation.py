@@ -7,9 +7,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -23,6 +25,7 @@ from dialtune.evaluation import (
     resolve_reference,
     write_evaluation,
 )
+from dialtune.metrics.base import Array, Direction, Metric
 from dialtune.results import Evaluation, ModelInfo, ScoreEntry, to_json
 from dialtune.types import Completion, Example, Message
 
@@ -224,6 +227,91 @@ def test_many_problems_are_counted_not_listed(four: list[Example]) -> None:
         evaluate_completions(
             data(*many), written([example(f"f{k}") for k in range(20)], ["x"] * 20), ["rouge1"], model=MODEL, task="t"
         )
+
+
+# --- metrics that may not be there, or are for some rows only ---
+
+
+@dataclass(frozen=True)
+class Judged(Metric):
+    """The number that the completion is; what is not a number is not scored."""
+
+    label: str = "judged"
+    direction: ClassVar[Direction] = "lower"
+    percent: int | None = None
+    every_row: bool = True
+    absent: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def unavailable(self) -> str | None:
+        return self.absent
+
+    def signature(self, references: tuple[int, int]) -> str:
+        return f"{self.name}|by:hand"
+
+    def segments(self, completions: Sequence[str], examples: Sequence[Example]) -> Array:
+        assert self.absent is None, "nobody asks a scorer that is not there"
+        return np.array([[float(text) if text.isdecimal() else np.nan] for text in completions])
+
+
+def judged(texts: Sequence[str], *metrics: str | Metric) -> Evaluation:
+    return evaluate([example(str(k)) for k in range(len(texts))], texts, *metrics)  # type: ignore[arg-type]
+
+
+def test_a_scorer_that_is_not_there_is_not_scored_with_its_reason() -> None:
+    result = judged(["1", "2"], Judged(absent="it is not installed"), "rouge1")
+    score = result.scores["judged"]
+    assert (score.value, score.ci, score.n, score.reason) == (None, None, 0, "it is not installed")
+    assert [row.scores["judged"] for row in result.rows] == [None, None]
+    assert (result.n_scored, result.scores["rouge1"].n) == (2, 2)  # it does not make the others unscored
+
+
+def test_rows_that_a_score_is_not_meant_for_count_as_scored() -> None:
+    assert judged(["1", "x"], Judged(every_row=False)).n_scored == 2
+    assert judged(["1", "x"], Judged()).n_scored == 1
+
+
+def test_a_percentile_has_the_interval_of_percentiles() -> None:
+    texts = [str(k) for k in range(1, 101)]
+    metric = Judged(percent=95)
+    result = judged([*texts, "x"], metric)
+    score = result.scores["judged"]
+    assert (score.value, score.n) == (95, 100)
+    low, high = score.ci or (0, 0)
+    # Ranks of a binomial(100, 0.95) at 2.5 and 97.5 %: 90 and 99; the wider t interval may add a little.
+    assert 85 <= low <= 91
+    assert 98 <= high <= 105
+    assert result.rows[0].scores["judged"] == 1
+    assert judged(["7"], metric).scores["judged"].ci is None
+    assert judged(["x"], metric).scores["judged"].reason == "no row has a reference"
+
+
+def test_rows_keep_the_kind_that_the_data_says_and_files_without_one_stay_as_they_were(four: list[Example]) -> None:
+    rows = [replace(row, meta={"kind": kind}) for row, kind in zip(four, ("heated", "plain", 3, None), strict=True)]
+    result = evaluate(rows, ["a"] * 4, "rouge1")
+    assert [row.kind for row in result.rows] == ["heated", "plain", None, None]
+    lines = json.loads(to_json(result))["rows"]
+    assert [line.get("kind", "not there") for line in lines] == ["heated", "plain", "not there", "not there"]
+    assert Evaluation.model_validate_json(to_json(result)) == result
+
+
+def test_toxicity_is_judged_through_the_task(four: list[Example]) -> None:
+    """The word list is always there; a scorer by a name that leads nowhere is not scored and says so."""
+    result = evaluate(
+        four, ["You idiot.", "Hello.", "", "Fine."], "toxicity_rate:lexicon", "toxicity_mean:no/where", "empty_rate"
+    )
+    assert result.scores["toxicity_rate:lexicon"].value == pytest.approx(1 / 3)
+    assert result.scores["toxicity_mean:no/where"].value is None
+    assert "no/where" in (result.scores["toxicity_mean:no/where"].reason or "")
+    assert result.scores["empty_rate"].value == 0.25
+    assert (result.n_empty, result.n_scored) == (1, 3)
+    with pytest.raises(
+        ConfigError, match="metric 'toxicity_mean:lexicn': unknown; did you mean 'toxicity_mean:lexicon'"
+    ):
+        evaluate(four, ["a"] * 4, "toxicity_mean:lexicn")
 
 
 # --- files ---

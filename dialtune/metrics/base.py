@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dialtune.statistics import percentile
 from dialtune.types import Example
 
 Array = NDArray[np.float64]
@@ -51,6 +52,25 @@ class Metric(ABC):
         """False: a relative change means nothing."""
         return True
 
+    @property
+    def percent(self) -> int | None:
+        """The percentile of the rows' values that is the score; None: `combine` makes the score from sums."""
+        return None
+
+    @property
+    def every_row(self) -> bool:
+        """False: made for some rows of a data set, so the others do not count as not scored."""
+        return True
+
+    @property
+    def empty_as(self) -> float | None:
+        """What an excluded empty completion counts as in the second verdict; None: empty text is scored like any."""
+        return None
+
+    def unavailable(self) -> str | None:
+        """Why this metric can score nothing here, in a line, such as a scorer that is not installed; None if it can."""
+        return None
+
     @abstractmethod
     def signature(self, references: tuple[int, int]) -> str:
         """`name|key:value|...` (evaluation.md, section 4); `references` are the fewest and the most on a row."""
@@ -69,12 +89,25 @@ class Metric(ABC):
         return sums[..., 0] / n
 
     def aggregate(self, stats: Array, index: NDArray[np.intp] | None = None) -> float | Array:
-        """The score of all rows, or with `index` (R,N) one score per draw of rows: (R,). NaN rows are left out."""
+        """The score of all rows, or with `index` (R,N) one score per draw of rows: (R,). NaN rows are left out.
+
+        NaN where no row was scored.
+        """
         kept = ~np.isnan(stats[:, 0])
+        if self.percent is not None:
+            draws = stats[None, :, 0] if index is None else stats[index, 0]
+            found = np.array([percentile(row, self.percent) if len(row) else np.nan for row in map(_scored, draws)])
+            return float(found[0]) if index is None else found
+        if not kept.any():
+            return np.nan if index is None else np.full(len(index), np.nan)
         if index is None:
             return float(self.combine(stats[kept].sum(axis=0), np.asarray(kept.sum(), dtype=np.float64)))
         clean = np.where(kept[:, None], stats, 0.0)
         return self.combine(clean[index].sum(axis=1), kept[index].sum(axis=1).astype(np.float64))
+
+
+def _scored(values: Array) -> Array:
+    return values[~np.isnan(values)]
 
 
 def signature(name: str, **settings: Any) -> str:

@@ -1,11 +1,18 @@
-"""METRICS: every score by its name, and nothing else."""
+"""METRICS: every score by its name; `look_up` also finds toxicity by scorers that have no row of their own."""
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
+
+from dialtune.errors import ConfigError
 from dialtune.metrics.base import Metric
 from dialtune.metrics.bleu import Bleu, Chrf
+from dialtune.metrics.relevance import ContextMatch, RelevanceDialogue, RelevanceReference
 from dialtune.metrics.rouge import Rouge
 from dialtune.metrics.text import CopyRate, LengthRatio, NovelNgrams, RoleSwapMargin, SpeakerCoverage, TagIntegrity
+from dialtune.metrics.toxicity import KINDS, EmptyRate, MentionKept, Toxicity
+from dialtune.scorers.table import ALIASES, PACKAGED_SCORERS
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -20,6 +27,14 @@ METRICS: dict[str, Metric] = {
         Rouge("rougeLsum", reference="max"),
         Bleu(),
         Chrf(),
+        RelevanceReference(),
+        RelevanceReference(reference="max"),
+        RelevanceDialogue(),
+        ContextMatch("context_auc"),
+        ContextMatch("context_mrr"),
+        *(Toxicity(kind, scorer) for scorer in PACKAGED_SCORERS for kind in KINDS),
+        EmptyRate(),
+        MentionKept(),
         TagIntegrity(),
         SpeakerCoverage(),
         RoleSwapMargin(),
@@ -30,3 +45,33 @@ METRICS: dict[str, Metric] = {
         NovelNgrams(3),
     )
 }
+
+
+def look_up(name: str) -> Metric | None:
+    """The metric called `name`, or None.
+
+    Besides the rows of METRICS that is `toxicity_mean:<scorer>`, `toxicity_rate:` and `toxicity_p95:` by an alias of a
+    packaged scorer, a Hugging Face name (`org/name`, with `#LABEL` if need be) or a folder.
+    """
+    stem, _, scorer = name.partition(":")
+    if scorer in ALIASES:
+        return METRICS.get(f"{stem}:{ALIASES[scorer]}")
+    kind = next((kind for kind in KINDS if kind == stem), None)
+    if kind and scorer not in PACKAGED_SCORERS and ("/" in scorer or os.path.isdir(scorer)):
+        return Toxicity(kind, scorer)
+    return METRICS.get(name)
+
+
+def find_metric(name: str) -> Metric:
+    """The metric called `name`; ConfigError names the closest one and those that exist."""
+    found = look_up(name)
+    if found is None:
+        raise ConfigError(unknown_metric(name))
+    return found
+
+
+def unknown_metric(name: str) -> str:
+    """What is said about a name that `look_up` does not find."""
+    close = get_close_matches(name, METRICS, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    return f"metric '{name}': unknown{hint} known: {', '.join(METRICS)}"

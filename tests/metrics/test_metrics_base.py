@@ -15,18 +15,22 @@ EXAMPLE = Example(
     "1",
     (Message("user", "Can you come at ten?", "#Person1#"), Message("user", "Yes, at ten.", "#Person2#")),
     ("#Person1# asks #Person2# to come.", "They meet at ten."),
-    {"reference_names": ("blunt", "civil")},
+    {"reference_names": ("blunt", "civil"), "mention": "They meet at ten."},
 )
+OTHER = Example("2", (Message("user", "The ferry is late again.", "#Person1#"),), ("The ferry is late.",))
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_named_signed_and_scores(name: str) -> None:
     metric = METRICS[name]
     assert metric.name == name
-    assert re.fullmatch(rf"{name}(\|[a-z]+:[^|\s]+)+\|dialtune:1", metric.signature((2, 2)))
+    # The scorer of a toxicity score is a setting of its own.
+    assert re.fullmatch(rf"{name.partition(':')[0]}(\|[a-z]+:[^|\s]+)+\|dialtune:1", metric.signature((2, 2)))
     assert metric.direction in ("higher", "lower", None)
     assert metric.needs
-    stats = metric.segments(["#Person1# asks #Person2# to come at ten."] * 3, [EXAMPLE] * 3)
+    if metric.unavailable():
+        pytest.skip(str(metric.unavailable()))
+    stats = metric.segments(["#Person1# asks #Person2# to come at ten."] * 4, [EXAMPLE] * 3 + [OTHER])[:3]
     assert stats.shape[0] == 3
     assert stats.dtype == np.float64
     assert (stats.shape[1] == 1) == metric.row_wise
@@ -75,6 +79,8 @@ def test_references_are_chosen_by_name_or_number(reference: str, picked: tuple[i
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_reads_the_references_it_is_told_to_or_none(name: str) -> None:
     told = METRICS[name].with_reference("summary2")
+    if told.unavailable():
+        pytest.skip(str(told.unavailable()))
     stats = told.segments(["They meet at ten."], [EXAMPLE])
     assert getattr(told, "reference", "summary2") in ("summary2", "max")
     if name in ("rouge1", "bleu", "chrf"):
