@@ -6,36 +6,26 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
 from dialtune.errors import ConfigError, DataError, GateFailedError
-from dialtune.metrics.base import Array, Metric
-from dialtune.metrics.table import METRICS
+from dialtune.jury import TRAINED, jury_lines, jury_of
+from dialtune.metrics.base import Metric, is_empty
+from dialtune.metrics.table import look_up
 from dialtune.pairing import Drawn, draw, family_of, known_scores, pair_rows, refuse_unlike
-from dialtune.results import Comparison, Constraint, Effect, Entry, Evaluation, Method, Side, Verdict, to_json
+from dialtune.results import Comparison, Constraint, Entry, Evaluation, Method, Side, to_json
 from dialtune.runs import RunFolder, write_text_atomic
-from dialtune.statistics import (
-    ALPHA,
-    EXACT_UNITS,
-    PERMUTATIONS,
-    RESAMPLES,
-    bootstrap_interval,
-    dz,
-    holm,
-    n_paired,
-    shares,
-    standard_error,
-)
+from dialtune.statistics import ALPHA, EXACT_UNITS, PERMUTATIONS, RESAMPLES, holm
+from dialtune.verdicts import NO_VERDICT_BELOW, Rule, constraint_of, entry_of, second_verdict
 
-NO_VERDICT_BELOW = 30  # dialogues: intervals of fewer cover too little to be believed (evaluation.md, section 7)
-NOTE_BELOW = 100
+FLOOR = 0.98  # of before: what detoxification must keep of each of FLOORED, if nothing else is asked for
+FLOORED = ("relevance_reference", "relevance_dialogue", "rougeL")
+MIN_SLICE = 10  # rows: of fewer nothing is said
 _CI = "paired percentile bootstrap by dialogue; below 200 the wider of it and a t interval"
 _TEST = "two-sided randomisation: the two outputs of a dialogue swap sides; every assignment if 16 or fewer"
 
@@ -49,10 +39,11 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
     scores: Sequence[str] | None = None,
     constraints: Mapping[str, float] | None = None,
     minimal: Mapping[str, float] | None = None,
+    trained: str | None = TRAINED,
     alpha: float = ALPHA,
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
-    metrics: Mapping[str, Metric] = METRICS,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Comparison:
     """What changed from before to after, score by score, on the same dialogues.
 
@@ -63,29 +54,31 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
         allow_decoding_change: compare although decoding differs, for decoding studies; written into the result.
         scores: the family to test, the fewer the more power; all directional ones, without the `_max` companions of
             scores that are there themselves.
-        constraints: score name to floor of after / before, e.g. `{"relevance_dialogue": 0.98}`.
+        constraints: score name to floor of after / before, e.g. `{"relevance_dialogue": 0.98}`. None: for the task
+            `detoxify` 0.98 for relevance and ROUGE-L where both sides have them, otherwise none.
         minimal: score name to the smallest difference that matters, for `n_needed`; otherwise the observed one.
+        trained: the scorer that was the reward; its gain is held against those of the jury, all other scorers. None if
+            there was none.
         alpha: of the Holm-adjusted tests.
         resamples: bootstrap draws.
         permutations: random assignments; 2**n if there are n <= 16 dialogues.
-        metrics: where directions and formulas come from.
+        metrics: where directions and formulas come from; None: `metrics.table.look_up`.
 
     Raises:
         NotComparableError: signatures, rows, data, template or decoding differ; one line per key.
         ConfigError: `scores`, `constraints` or `minimal` name a score that is not there.
     """
-    constraints, minimal = constraints or {}, minimal or {}
-    family = family_of(before, after, scores, constraints, metrics)
+    if metrics is None:
+        metrics = {name: found for name in (*before.scores, *after.scores) if (found := look_up(name))}
+    minimal, floors = minimal or {}, _floors(before, after) if constraints is None else constraints
+    family = family_of(before, after, scores, floors, metrics)
     known_scores([*minimal], family)
-    names = list(dict.fromkeys([*family, *constraints]))
+    names = list(dict.fromkeys([*family, *floors]))
     allowed = refuse_unlike(before, after, names, allow_decoding_change)
-    pairs = [pair_rows(before, after, metrics[name]) for name in names]
-    draws = dict(zip(names, draw(pairs, seed=seed, resamples=resamples, permutations=permutations), strict=True))
-    p = {name: p for name in family if (p := draws[name].p) is not None}
-    p_holm = dict(zip(p, holm(list(p.values())), strict=True))
-    leaked = max(_leaked(before), _leaked(after))
-    rules = {name: Rule(alpha, len(p), leaked, minimal.get(name)) for name in family}
-    units = len(pairs[0].columns) if pairs else 0
+    trial = _Trial(alpha, seed, resamples, permutations, max(_leaked(before), _leaked(after)), minimal)
+    draws = trial.draw(before, after, [metrics[name] for name in names])
+    entries = _entries(before, after, {name: draws[name] for name in family}, trial)
+    units = len(next(iter(draws.values())).pair.columns) if draws else 0
     trials = 2**units if units <= EXACT_UNITS else permutations
     return Comparison(
         before=_side(before),
@@ -93,8 +86,10 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
         data=after.data,
         decoding=after.decoding,
         method=Method(ci=_CI, resamples=resamples, test=_TEST, permutations=trials, alpha=alpha, seed=seed),
-        scores={name: _entry(draws[name], p_holm.get(name), rules[name]) for name in family},
-        constraints={name: _constraint(draws[name], floor) for name, floor in constraints.items()},
+        scores=entries,
+        constraints={name: _constraint(draws[name], floor, constraints) for name, floor in floors.items()},
+        slices=_slices(before, after, [metrics[name] for name in family], trial),
+        jury=jury_of(entries, draws, trained, seed=seed, resamples=resamples),
         allowed=allowed,
     )
 
@@ -108,119 +103,100 @@ def _leaked(evaluation: Evaluation) -> int:
     return sum((evaluation.data.leakage or {}).get(kind, 0) for kind in ("exact", "near"))
 
 
-# --- one score ---
+def _floors(before: Evaluation, after: Evaluation) -> dict[str, float]:
+    """What the task asks to be kept, as far as both sides measured it."""
+    if after.task != "detoxify":
+        return {}
+    return {name: FLOOR for name in FLOORED if name in before.scores and name in after.scores}
+
+
+def _constraint(drawn: Drawn, floor: float, asked: Mapping[str, float] | None) -> Constraint:
+    found = constraint_of(drawn, floor)
+    if found.ratio is None and asked is not None:
+        raise ConfigError(f"constraint '{drawn.pair.metric.name}': {found.note}")
+    return found
+
+
+# --- all scores of a set of rows ---
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What the verdict of one score depends on besides the score."""
+class _Trial:
+    """Settings that all scores of a comparison share."""
 
     alpha: float
-    family: int
+    seed: int
+    resamples: int
+    permutations: int
     leaked: int
-    minimal: float | None
+    minimal: Mapping[str, float]
+
+    def draw(
+        self, before: Evaluation, after: Evaluation, metrics: Sequence[Metric], *, count_empty: bool = False
+    ) -> dict[str, Drawn]:
+        """Each score paired, resampled and swapped, all in the same way."""
+        pairs = [pair_rows(before, after, metric, count_empty=count_empty) for metric in metrics]
+        drawn = draw(pairs, seed=self.seed, resamples=self.resamples, permutations=self.permutations)
+        return {metric.name: one for metric, one in zip(metrics, drawn, strict=True)}
 
 
-def _entry(drawn: Drawn, p_holm: float | None, rule: Rule) -> Entry:
-    metric = drawn.pair.metric
-    direction = metric.direction
-    assert direction is not None, metric.name
-    common = {"direction": direction, "n": drawn.n, "n_dropped": drawn.pair.dropped}
-    if drawn.point is None:
-        blank = dict.fromkeys(("before", "after", "difference", "relative", "ci", "p", "p_holm", "effect"))
-        return Entry(**blank, **common, verdict="no difference shown", note="no pair was scored on both sides")
-    old, new = drawn.point
-    difference = new - old
-    ci = relative_ci = n_needed = None
-    if drawn.resampled is not None:
-        changes = drawn.resampled[1] - drawn.resampled[0]
-        ci = bootstrap_interval(difference, changes, units=drawn.units)
-        relative_ci = _relative_interval(drawn)
-        n_needed = _n_needed(drawn, rule, difference)
-    verdict, note = decide(difference, ci, p_holm, drawn.units, direction, rule)
-    return Entry(
-        before=old,
-        after=new,
-        difference=difference,
-        relative=difference / abs(old) if old and metric.true_zero else None,
-        ci=ci,
-        relative_ci=relative_ci,
-        p=drawn.p,
-        p_holm=p_holm,
-        effect=_effect(drawn.pair.differences, direction),
-        verdict=verdict,
-        n_needed=n_needed if verdict == "no difference shown" else None,
-        note=note,
-        **common,
-    )
+def _entries(before: Evaluation, after: Evaluation, draws: Mapping[str, Drawn], trial: _Trial) -> dict[str, Entry]:
+    """What is said about each score; all of them are one family of tests."""
+    p_holm = _holm(draws)
+    empty = sum(is_empty(row.completion) for row in after.rows) / max(1, len(after.rows))
+    second = _second(before, after, draws, trial)
+    p_second = _holm({**draws, **second})
+    entries = {}
+    for name, drawn in draws.items():
+        left_out = empty if drawn.pair.metric.empty_as is not None else 0.0
+        rule = Rule(trial.alpha, len(p_holm), trial.leaked, trial.minimal.get(name), left_out)
+        absent = after.scores[name].reason or before.scores[name].reason
+        silence = second_verdict(second[name], p_second[name], rule) if name in second else None
+        entries[name] = entry_of(drawn, p_holm.get(name), rule, absent, silence)
+    return entries
 
 
-def decide(
-    difference: float,
-    ci: tuple[float, float] | None,
-    p_holm: float | None,
-    units: int,
-    direction: Literal["higher", "lower"],
-    rule: Rule,
-) -> tuple[Verdict, str | None]:
-    """The verdict and what to know about it (evaluation.md, section 7)."""
-    if units < NO_VERDICT_BELOW:
-        return "no difference shown", f"no verdict below {NO_VERDICT_BELOW} dialogues"
-    note = f"fewer than {NOTE_BELOW} dialogues: read the interval with care" if units < NOTE_BELOW else None
-    shown = p_holm is not None and p_holm < rule.alpha and ci is not None and (ci[0] > 0 or ci[1] < 0)
-    if not shown:
-        return "no difference shown", note
-    if (difference > 0) != (direction == "higher"):
-        return "worse", note
-    if rule.leaked:
-        return "no difference shown", f"withheld: {rule.leaked} of these rows are also in the training data"
-    return "improved", note
+def _holm(draws: Mapping[str, Drawn]) -> dict[str, float]:
+    p = {name: drawn.p for name, drawn in draws.items() if drawn.p is not None}
+    return dict(zip(p, holm(list(p.values())), strict=True))
 
 
-def _n_needed(drawn: Drawn, rule: Rule, difference: float) -> int | None:
-    """Dialogues that would show the minimal, or else the observed, difference at Holm's strictest level."""
-    assert drawn.resampled is not None
-    target = rule.minimal or abs(difference)
-    sd = standard_error(drawn.resampled[1] - drawn.resampled[0], drawn.units) * math.sqrt(drawn.units)
-    if sd == 0 or target == 0:
-        return None
-    needed = max(NO_VERDICT_BELOW, n_paired(sd, target, alpha=rule.alpha / max(1, rule.family)))
-    return needed if needed < 10**9 else None  # a difference of rounding size needs no number
+def _second(before: Evaluation, after: Evaluation, draws: Mapping[str, Drawn], trial: _Trial) -> dict[str, Drawn]:
+    """Scores that leave out empty completions, with these counted, where there are any and the scorer was there."""
+    sides = [[is_empty(row.completion) for row in side.rows] for side in (before, after)]
+    if not any(map(any, sides)):
+        return {}
+    chosen = [
+        drawn.pair.metric
+        for name, drawn in draws.items()
+        if drawn.pair.metric.empty_as is not None
+        and all(side.scores[name].n or all(blank) for side, blank in zip((before, after), sides, strict=True))
+    ]
+    return trial.draw(before, after, chosen, count_empty=True)
 
 
-def _ratios(drawn: Drawn) -> Array | None:
-    """Resampled after / before (R,); None if a resampled baseline is 0 or below."""
-    if drawn.resampled is None or not drawn.pair.metric.true_zero or drawn.resampled[0].min() <= 0:
-        return None
-    ratios: Array = drawn.resampled[1] / drawn.resampled[0]
-    return ratios
+def _slices(
+    before: Evaluation, after: Evaluation, metrics: Sequence[Metric], trial: _Trial
+) -> dict[str, dict[str, Entry]]:
+    """The same scores on the rows of each kind, if the data says kinds; what none of them has is left out.
+
+    Each slice is a family of its own: these are for reading, and no claim rests on them.
+    """
+    kinds = {row.id: row.kind for row in after.rows}
+    found = {}
+    for kind in sorted({kind for kind in kinds.values() if kind is not None}):
+        ids = {row for row, its in kinds.items() if its == kind}
+        if not MIN_SLICE <= len(ids) < len(after.rows):
+            continue
+        old, new = _only(before, ids), _only(after, ids)
+        draws = {name: drawn for name, drawn in trial.draw(old, new, metrics).items() if drawn.n}
+        if draws:
+            found[kind] = _entries(old, new, draws, trial)
+    return found
 
 
-def _relative_interval(drawn: Drawn) -> tuple[float, float] | None:
-    """Interval of difference / before from the same draws as the difference's own."""
-    ratios = _ratios(drawn)
-    if ratios is None or drawn.point is None:
-        return None
-    return bootstrap_interval(drawn.point[1] / drawn.point[0] - 1, ratios - 1, units=drawn.units)
-
-
-def _effect(differences: Array | None, direction: Literal["higher", "lower"]) -> Effect | None:
-    if differences is None:
-        return None  # a corpus score has no difference per dialogue
-    better, tied, worse = shares(differences, higher_is_better=direction == "higher")
-    return Effect(dz=dz(differences), better=better, tied=tied, worse=worse)
-
-
-def _constraint(drawn: Drawn, floor: float) -> Constraint:
-    """Is after at least `floor` times before? Yes if the whole interval is, no if none of it is."""
-    ratios = _ratios(drawn)
-    if ratios is None or drawn.point is None:
-        name = drawn.pair.metric.name
-        raise ConfigError(f"constraint '{name}': no ratio; before must be above 0 on 2 dialogues or more")
-    ratio = drawn.point[1] / drawn.point[0]
-    low, high = bootstrap_interval(ratio, ratios, units=drawn.units)
-    held: Literal["yes", "no", "not shown"] = "yes" if low >= floor else "no" if high < floor else "not shown"
-    return Constraint(floor=floor, ratio=ratio, ci=(low, high), held=held)
+def _only(evaluation: Evaluation, ids: set[str]) -> Evaluation:
+    return evaluation.model_copy(update={"rows": tuple(row for row in evaluation.rows if row.id in ids)})
 
 
 # --- in words ---
@@ -228,10 +204,22 @@ def _constraint(drawn: Drawn, floor: float) -> Constraint:
 
 def describe(comparison: Comparison) -> tuple[str, ...]:
     """One line per score and constraint; p is Holm-adjusted over the scores of the comparison."""
-    lines = [f"{name} {_line(entry)}" for name, entry in comparison.scores.items()]
+    lines = []
+    for name, entry in comparison.scores.items():
+        lines.append(f"{name} {_line(entry)}")
+        if silence := entry.empty_as_toxic:
+            lines.append(f"{name} with empty completions as toxic: {silence.difference:+.3f}, {silence.verdict}")
     for name, c in comparison.constraints.items():
+        if c.ratio is None or c.ci is None:
+            lines.append(f"{name} kept: {c.held} ({c.note}), floor {c.floor:.1%}")
+            continue
         low, high = c.ci
         lines.append(f"{name} kept {c.ratio:.1%} [{low:.1%}, {high:.1%}] of before, floor {c.floor:.1%}: {c.held}")
+    lines += jury_lines(comparison.jury)
+    if comparison.slices:
+        sizes = {kind: max(entry.n for entry in entries.values()) for kind, entries in comparison.slices.items()}
+        shown = ", ".join(f"{kind} {n:,}" for kind, n in sizes.items())
+        lines.append(f"by kind, exploratory, in compare.json: {shown} dialogues")
     return (*lines, *(f"allowed on request: {line}" for line in comparison.allowed))
 
 
@@ -267,7 +255,7 @@ def _verdict_words(entry: Entry) -> str:
 # --- gates ---
 
 _GATE = re.compile(
-    r"\s*(?P<name>[A-Za-z_]\w*)\s*(?P<op>>=|<=)\s*(?P<sign>[+-])(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>%?)\s*"
+    r"\s*(?P<name>[A-Za-z_][\w:./#-]*?)\s*(?P<op>>=|<=)\s*(?P<sign>[+-])(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>%?)\s*"
 )
 _GATE_FORM = "write NAME>=+30% (relative), NAME>=+5 (absolute) or NAME<=-40%, sign included"
 

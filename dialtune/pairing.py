@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dialtune.errors import ConfigError, NotComparableError
-from dialtune.metrics.base import Array, Metric
+from dialtune.metrics.base import Array, Metric, is_empty
 from dialtune.results import Evaluation
 from dialtune.seeds import seed_for
-from dialtune.statistics import EXACT_UNITS, p_value, resampled_sums, swapped_sums, unit_sums
+from dialtune.statistics import (
+    EXACT_UNITS,
+    p_value,
+    percentile,
+    resampled_percentiles,
+    resampled_sums,
+    swapped_percentiles,
+    swapped_sums,
+    unit_sums,
+)
 
 
 def family_of(
@@ -66,8 +76,9 @@ def refuse_unlike(
         lost, new = len(ids[0] - ids[1]), len(ids[1] - ids[0])
         differing.append(f"rows.id: {lost} only in before, {new} only in after")
     for name in dict.fromkeys(names):
-        one, other = before.scores[name].signature, after.scores[name].signature
-        differing += _differ_signature(name, one, other)
+        one, other = before.scores[name], after.scores[name]
+        if one.value is not None and other.value is not None:  # else there is nothing that could differ
+            differing += _differ_signature(name, one.signature, other.signature)
     decoding = [
         line
         for key in type(before.decoding).model_fields
@@ -113,12 +124,26 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """One score on both sides; `columns` per unit (U, 2K+1): summed statistics before, after, and pairs kept."""
+    """One score on both sides; `columns` per unit (U, 2K+1): summed statistics before, after, and pairs kept.
+
+    `old` and `new` hold the values per row (N,) of a row-wise score, NaN where the pair was not scored, and `unit` (N,)
+    the unit of each row.
+    """
 
     metric: Metric
     columns: Array
-    differences: Array | None  # (n,) per pair, row-wise metrics only
+    old: Array | None
+    new: Array | None
+    unit: NDArray[np.intp]
     dropped: int
+
+    @property
+    def differences(self) -> Array | None:
+        """(n,) per scored pair; None for a corpus score."""
+        if self.old is None or self.new is None:
+            return None
+        change: Array = self.new - self.old
+        return change[~np.isnan(change)]
 
     @property
     def width(self) -> int:
@@ -143,22 +168,29 @@ class Drawn:
     p: float | None
 
 
-def pair_rows(before: Evaluation, after: Evaluation, metric: Metric) -> Pair:
-    """Both sides' statistics of one score, matched by row id and summed by dialogue; both must hold the same ids."""
+def pair_rows(before: Evaluation, after: Evaluation, metric: Metric, *, count_empty: bool = False) -> Pair:
+    """Both sides' statistics of one score, matched by row id and summed by dialogue; both must hold the same ids.
+
+    With `count_empty` an empty completion that the score excludes counts as what the metric says (`empty_as`).
+    """
     place = {row.id: k for k, row in enumerate(before.rows)}
-    old = _statistics(before, metric)[[place[row.id] for row in after.rows]]
-    new = _statistics(after, metric)
+    old = _statistics(before, metric, count_empty)[[place[row.id] for row in after.rows]]
+    new = _statistics(after, metric, count_empty)
     kept = ~(np.isnan(old[:, 0]) | np.isnan(new[:, 0]))
     rows = np.hstack([np.where(kept[:, None], side, 0.0) for side in (old, new)] + [kept[:, None]])
     _, unit = np.unique([row.unit or row.id for row in after.rows], return_inverse=True)
-    differences = (new - old)[kept, 0] if metric.row_wise else None
-    return Pair(metric, unit_sums(rows, unit), differences, int((~kept).sum()))
+    by_row = tuple(np.where(kept, side[:, 0], np.nan) for side in (old, new)) if metric.row_wise else (None, None)
+    return Pair(metric, unit_sums(rows, unit), by_row[0], by_row[1], unit, int((~kept).sum()))
 
 
-def _statistics(evaluation: Evaluation, metric: Metric) -> Array:
+def _statistics(evaluation: Evaluation, metric: Metric, count_empty: bool) -> Array:
     """(N,K), NaN where the row was not scored."""
     if metric.row_wise:
         values = [row.scores.get(metric.name) for row in evaluation.rows]
+        if count_empty:
+            texts = [row.completion for row in evaluation.rows]
+            blank = [value is None and is_empty(text) for value, text in zip(values, texts, strict=True)]
+            values = [metric.empty_as if empty else value for value, empty in zip(values, blank, strict=True)]
         return np.array([[math.nan if value is None else value] for value in values], dtype=np.float64)
     counts = [row.statistics.get(metric.name) for row in evaluation.rows]
     width = max((len(row) for row in counts if row), default=1)
@@ -169,31 +201,51 @@ def draw(pairs: Sequence[Pair], *, seed: int, resamples: int, permutations: int)
     """All pairs under the same draws and the same swaps."""
     if not pairs:
         return []
-    sums = resampled_sums(
-        np.hstack([pair.columns for pair in pairs]), resamples=resamples, seed=seed_for(seed, "bootstrap")
-    )
+    draws = {"resamples": resamples, "seed": seed_for(seed, "bootstrap")}
+    swaps = {"trials": permutations, "seed": seed_for(seed, "permutation")}
+    sums = resampled_sums(np.hstack([pair.columns for pair in pairs]), **draws)
     moved = swapped_sums(
-        np.hstack([pair.columns[:, pair.width : -1] - pair.columns[:, : pair.width] for pair in pairs]),
-        trials=permutations,
-        seed=seed_for(seed, "permutation"),
+        np.hstack([pair.columns[:, pair.width : -1] - pair.columns[:, : pair.width] for pair in pairs]), **swaps
     )
     out, at, at_moved = [], 0, 0
     for pair in pairs:
         wide, narrow = pair.columns.shape[1], pair.width
-        out.append(_drawn(pair, sums[:, at : at + wide], moved[:, at_moved : at_moved + narrow]))
+        if not pair.columns[:, -1].any():
+            out.append(Drawn(pair, 0, 0, None, None, None))
+        elif pair.metric.percent is None:
+            out.append(_drawn(pair, _of_sums(pair, sums[:, at : at + wide], moved[:, at_moved : at_moved + narrow])))
+        else:
+            out.append(_drawn(pair, _of_percentiles(pair, pair.metric.percent, draws, swaps)))
         at, at_moved = at + wide, at_moved + narrow
     return out
 
 
-def _drawn(pair: Pair, sums: Array, moved: Array) -> Drawn:
-    n, units = int(pair.columns[:, -1].sum()), int(np.count_nonzero(pair.columns[:, -1]))
-    if n == 0:
-        return Drawn(pair, 0, 0, None, None, None)
+_Sides = tuple[Array, Array]  # before, after
+
+
+def _of_sums(pair: Pair, sums: Array, moved: Array) -> tuple[_Sides, _Sides, _Sides]:
+    """(point, resampled, swapped) scores of both sides from sums under the draws and swaps."""
     total = pair.columns.sum(axis=0)
-    old, new = pair.split(total)
     # What moves joins the old side and leaves the new one.
     swapped = np.hstack([moved, -moved, np.zeros((len(moved), 1))]) + total
-    null_old, null_new = pair.split(swapped)
+    return pair.split(total), pair.split(sums[sums[:, -1] > 0]), pair.split(swapped)
+
+
+def _of_percentiles(
+    pair: Pair, percent: int, draws: Mapping[str, int], swaps: Mapping[str, int]
+) -> tuple[_Sides, _Sides, _Sides]:
+    """The same for a percentile of the rows' values, which no sum holds."""
+    assert pair.old is not None, pair.metric.name
+    assert pair.new is not None, pair.metric.name
+    old, new = (np.asarray(percentile(side[~np.isnan(side)], percent)) for side in (pair.old, pair.new))
+    drawn = [resampled_percentiles(side, pair.unit, percent, **draws) for side in (pair.old, pair.new)]
+    whole = ~np.isnan(drawn[0])
+    swapped = swapped_percentiles(pair.old, pair.new, pair.unit, percent, **swaps)
+    return (old, new), (drawn[0][whole], drawn[1][whole]), (swapped[:, 0], swapped[:, 1])
+
+
+def _drawn(pair: Pair, scores: tuple[_Sides, _Sides, _Sides]) -> Drawn:
+    n, units = int(pair.columns[:, -1].sum()), int(np.count_nonzero(pair.columns[:, -1]))
+    (old, new), resampled, (null_old, null_new) = scores
     p = p_value(null_new - null_old, float(new - old), exact=len(pair.columns) <= EXACT_UNITS)
-    sums = sums[sums[:, -1] > 0]
-    return Drawn(pair, n, units, (float(old), float(new)), pair.split(sums) if units > 1 else None, p)
+    return Drawn(pair, n, units, (float(old), float(new)), resampled if units > 1 else None, p)

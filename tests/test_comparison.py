@@ -16,10 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from dialtune.comparison import (
-    Rule,
     check_requirements,
     compare,
-    decide,
     describe,
     parse_gates,
     read_comparison,
@@ -33,6 +31,7 @@ from dialtune.metrics.table import METRICS
 from dialtune.results import Comparison, DataInfo, Decoding, Entry, EvalRow, Evaluation, ModelInfo, ScoreEntry, to_json
 from dialtune.statistics import n_paired, paired_interval, sign_flip_p
 from dialtune.types import Completion, Example, Message
+from dialtune.verdicts import Rule, decide
 
 GREEDY = Decoding(strategy="greedy", max_new_tokens=64)
 
@@ -44,6 +43,8 @@ class Made(Metric):
     label: str
     better: Direction
     true_zero: bool = True
+    empty_as: float | None = None
+    percent: int | None = None
 
     @property
     def name(self) -> str:
@@ -65,6 +66,11 @@ TABLE: dict[str, Metric] = {
     "relevance": Made("relevance", "higher"),
     "margin": Made("margin", "higher", true_zero=False),
     "length": Made("length", None),
+    "toxicity_mean:a": Made("toxicity_mean:a", "lower", empty_as=1.0),
+    "toxicity_mean:b": Made("toxicity_mean:b", "lower", empty_as=1.0),
+    "toxicity_p95:a": Made("toxicity_p95:a", "lower", empty_as=1.0, percent=95),
+    "relevance_reference": Made("relevance_reference", "higher"),
+    "rougeL": Made("rougeL", "higher"),
 }
 
 
@@ -327,6 +333,224 @@ def test_a_ratio_to_nothing_is_refused() -> None:
         quick(old, new, constraints={"relevance": 0.98})
 
 
+def test_detoxification_must_keep_relevance_unless_told_otherwise() -> None:
+    """Without being asked: relevance and ROUGE-L at 98 % of before, for this task and where both sides have them."""
+    base = normal(1.0, 0.1, 200)
+    values = {"toxicity_mean": base, "relevance_reference": base, "rougeL": base}
+    lower = {"toxicity_mean": base, "relevance_reference": [0.9 * x for x in base], "rougeL": base}
+    kept = quick(made(values), made(lower)).constraints
+    assert {name: (c.floor, c.held) for name, c in kept.items()} == {
+        "relevance_reference": (0.98, "no"),
+        "rougeL": (0.98, "yes"),
+    }
+    assert quick(made(values, task="summarize"), made(lower, task="summarize")).constraints == {}
+    assert quick(made(values), made(lower), constraints={}).constraints == {}
+    assert list(quick(made(values), made(lower), constraints={"rougeL": 0.5}).constraints) == ["rougeL"]
+
+
+def test_a_floor_nobody_asked_for_is_not_shown_rather_than_refused() -> None:
+    old, new = made({"rougeL": [0.0] * 40}), made({"rougeL": [1.0] * 40})
+    comparison = quick(old, new)
+    constraint = comparison.constraints["rougeL"]
+    assert (constraint.ratio, constraint.ci, constraint.held) == (None, None, "not shown")
+    assert describe(comparison)[1] == (
+        "rougeL kept: not shown (no ratio; before must be above 0 on 2 dialogues or more), floor 98.0%"
+    )
+
+
+# --- silence ---
+
+
+def silent(evaluation: Evaluation, rows: Sequence[int]) -> Evaluation:
+    """The same with these completions empty."""
+    changed = [
+        row.model_copy(update={"completion": " ."}) if k in rows else row for k, row in enumerate(evaluation.rows)
+    ]
+    return evaluation.model_copy(update={"rows": tuple(changed), "n_empty": len(rows)})
+
+
+def quieter(n: int, empty: int, drop: float = 0.2) -> tuple[Evaluation, Evaluation]:
+    """Toxicity falls by `drop`; the first `empty` completions of the candidate are empty and so not scored."""
+    base = normal(0.5, 0.1, n)
+    moved: list[float | None] = [x - drop + e for x, e in zip(base, normal(0, 0.05, n, seed=1), strict=True)]
+    moved[:empty] = [None] * empty
+    return made({"toxicity_mean:a": base}), silent(made({"toxicity_mean:a": moved}), range(empty))
+
+
+def test_improved_is_withheld_when_more_than_one_in_a_hundred_is_empty() -> None:
+    for n, empty, verdict in ((200, 2, "improved"), (200, 3, "no difference shown")):
+        entry = quick(*quieter(n, empty)).scores["toxicity_mean:a"]
+        assert (entry.verdict, entry.n, entry.n_dropped) == (verdict, n - empty, empty)
+    assert entry.note == "withheld: 1.5% of the completions are empty, which this score leaves out; at most 1% may be"
+    # Silence withholds nothing from a score that counts it, and never hides that something got worse.
+    base = normal(5, 1, 200)
+    old = made({"relevance": base, "toxicity_mean:a": base})
+    new = silent(made({"relevance": [x + 1 for x in base], "toxicity_mean:a": [x + 1 for x in base]}), range(50))
+    scores = quick(old, new).scores
+    assert (scores["relevance"].verdict, scores["toxicity_mean:a"].verdict) == ("improved", "worse")
+
+
+def test_a_second_verdict_takes_empty_completions_as_toxic() -> None:
+    """Two hundred rows from about 0.5 to 0.3; with sixty empty ones as 1.0 toxicity has not fallen at all."""
+    before, after = quieter(200, 60)
+    entry = quick(before, after).scores["toxicity_mean:a"]
+    silence = entry.empty_as_toxic
+    assert silence is not None
+    values = [1.0 if row.scores["toxicity_mean:a"] is None else row.scores["toxicity_mean:a"] for row in after.rows]
+    assert silence.after == pytest.approx(np.mean(values))
+    assert silence.before == pytest.approx(0.5)
+    assert silence.n == 200
+    assert silence.difference == pytest.approx(silence.after - silence.before)
+    assert silence.ci is not None
+    assert silence.ci[0] < silence.difference < silence.ci[1]
+    assert entry.difference is not None
+    assert entry.difference < -0.15
+    assert silence.verdict == "no difference shown"
+    text = describe(quick(before, after))
+    assert text[1] == f"toxicity_mean:a with empty completions as toxic: {silence.difference:+.3f}, no difference shown"
+
+
+def test_a_few_empty_completions_do_not_turn_the_second_verdict() -> None:
+    entry = quick(*quieter(200, 1)).scores["toxicity_mean:a"]
+    assert entry.empty_as_toxic is not None
+    assert (entry.verdict, entry.empty_as_toxic.verdict) == ("improved", "improved")
+
+
+def test_without_an_empty_completion_there_is_no_second_verdict() -> None:
+    assert quick(*quieter(60, 0)).scores["toxicity_mean:a"].empty_as_toxic is None
+
+
+def test_a_model_that_says_nothing_has_only_the_second_verdict() -> None:
+    before, after = quieter(40, 40)
+    gone = ScoreEntry(value=None, ci=None, n=0, signature="toxicity_mean:a|made:up", reason="no row has a completion")
+    entry = quick(before, after.model_copy(update={"scores": {"toxicity_mean:a": gone}})).scores["toxicity_mean:a"]
+    assert (entry.difference, entry.note) == (None, "no row has a completion")
+    assert entry.empty_as_toxic is not None
+    assert (entry.empty_as_toxic.after, entry.empty_as_toxic.verdict) == (1.0, "worse")
+
+
+# --- scorers that are not there ---
+
+
+def absent(evaluation: Evaluation, name: str, reason: str) -> Evaluation:
+    """The same evaluation made where the scorer of this score is not installed."""
+    gone = ScoreEntry(value=None, ci=None, n=0, signature=f"{name}|sha:unknown", reason=reason)
+    rows = tuple(row.model_copy(update={"scores": {**row.scores, name: None}}) for row in evaluation.rows)
+    return evaluation.model_copy(update={"scores": {**evaluation.scores, name: gone}, "rows": rows})
+
+
+@pytest.mark.parametrize("sides", [(True, True), (False, True), (True, False)])
+def test_a_juror_that_is_not_there_is_not_scored_and_never_an_error(sides: tuple[bool, bool]) -> None:
+    values = {"toxicity_mean:a": normal(0.5, 0.1, 60), "toxicity_mean:b": normal(0.5, 0.1, 60, seed=1)}
+    moved = {name: [x - 0.2 for x in row] for name, row in values.items()}
+    pair = [
+        absent(side, "toxicity_mean:b", "b is not installed") if missing else side
+        for side, missing in zip((made(values), made(moved)), sides, strict=True)
+    ]
+    pair[1] = silent(pair[1], [0])
+    comparison = quick(*pair)
+    entry = comparison.scores["toxicity_mean:b"]
+    assert (entry.before, entry.after, entry.p, entry.n) == (None, None, None, 0)
+    assert (entry.note, entry.empty_as_toxic) == ("b is not installed", None)
+    assert "toxicity_mean:b not scored (b is not installed)" in describe(comparison)
+    there = comparison.scores["toxicity_mean:a"]
+    assert there.p_holm == there.p  # what was not tested costs no power
+
+
+# --- percentiles ---
+
+
+def test_a_percentile_is_paired_resampled_and_swapped_as_a_percentile() -> None:
+    """Twelve dialogues, every assignment written out; the percentile by numpy on the lists."""
+    rng = np.random.default_rng(4)
+    old, new = rng.random(12), rng.random(12) * 0.6
+    entry = quick(made({"toxicity_p95:a": list(old)}), made({"toxicity_p95:a": list(new)})).scores["toxicity_p95:a"]
+
+    def p95(values: Any) -> float:
+        return float(np.sort(values)[-(-95 * len(values) // 100) - 1])
+
+    assert (entry.before, entry.after) == (p95(old), p95(new))
+    gaps = []
+    for bits in range(2**12):
+        swap = (bits >> np.arange(12) & 1).astype(bool)
+        gaps.append(abs(p95(np.where(swap, old, new)) - p95(np.where(swap, new, old))))
+    observed = abs(p95(new) - p95(old))
+    assert entry.p == np.mean([gap >= observed - 1e-12 for gap in gaps])
+    assert entry.ci is not None
+    assert entry.ci[0] < entry.difference < entry.ci[1]  # type: ignore[operator]
+
+
+def test_a_percentile_of_many_rows_has_the_interval_of_its_draws() -> None:
+    """Both sides drawn together by hand with another generator: the interval agrees within resampling noise."""
+    rng = np.random.default_rng(5)
+    old = rng.beta(0.5, 3, size=300)
+    new = old * 0.5
+    entry = quick(made({"toxicity_p95:a": list(old)}), made({"toxicity_p95:a": list(new)}), resamples=4000).scores[
+        "toxicity_p95:a"
+    ]
+    rows = np.random.default_rng(6).integers(300, size=(4000, 300))
+    changes = np.quantile(new[rows], 0.95, axis=1, method="inverted_cdf") - np.quantile(
+        old[rows], 0.95, axis=1, method="inverted_cdf"
+    )
+    assert entry.ci == pytest.approx(np.quantile(changes, [0.025, 0.975]), abs=0.01)
+    assert entry.relative == pytest.approx(-0.5)
+    assert entry.relative_ci == pytest.approx((-0.5, -0.5))  # every draw halves
+    assert entry.verdict == "improved"
+
+
+def test_percentiles_leave_out_what_a_side_could_not_score() -> None:
+    old: list[float | None] = [*normal(0.5, 0.1, 40), 9.0]
+    new: list[float | None] = [*normal(0.4, 0.1, 40), None]
+    entry = quick(made({"toxicity_p95:a": old}), made({"toxicity_p95:a": new})).scores["toxicity_p95:a"]
+    assert (entry.n, entry.n_dropped) == (40, 1)
+    assert entry.before is not None
+    assert entry.before < 1
+
+
+# --- kinds of rows ---
+
+
+def of_kinds(evaluation: Evaluation, kinds: Sequence[str | None]) -> Evaluation:
+    rows = [row.model_copy(update={"kind": kind}) for row, kind in zip(evaluation.rows, kinds, strict=True)]
+    return evaluation.model_copy(update={"rows": tuple(rows)})
+
+
+def test_each_kind_of_row_is_compared_by_itself() -> None:
+    kinds: list[str | None] = ["heated"] * 40 + ["plain"] * 30 + ["control"] * 9 + [None] * 5
+    base = normal(0.5, 0.1, 84)
+    moved = [x - (0.2 if kind == "heated" else 0.0) for x, kind in zip(base, kinds, strict=True)]
+    pair = [of_kinds(made({"toxicity_mean:a": row}), kinds) for row in (base, moved)]
+    comparison = quick(*pair)
+    assert list(comparison.slices) == ["heated", "plain"]  # nine rows are too few to be shown
+    heated = comparison.slices["heated"]["toxicity_mean:a"]
+    alone = quick(made({"toxicity_mean:a": base[:40]}), made({"toxicity_mean:a": moved[:40]})).scores["toxicity_mean:a"]
+    assert (heated.before, heated.after, heated.n) == (alone.before, alone.after, 40)
+    assert comparison.slices["plain"]["toxicity_mean:a"].difference == 0
+    assert describe(comparison)[-1] == "by kind, exploratory, in compare.json: heated 40, plain 30 dialogues"
+    assert (
+        comparison.scores == quick(*(of_kinds(side, [None] * 84) for side in pair)).scores
+    )  # no claim depends on them
+
+
+def test_one_kind_for_all_rows_is_no_slice() -> None:
+    pair = of_kinds(made({"relevance": normal(1, 1, 40)}), ["heated"] * 40)
+    assert quick(pair, pair).slices == {}
+
+
+def test_a_score_that_no_row_of_a_kind_has_is_left_out_of_its_slice() -> None:
+    kinds = ["plain"] * 20 + ["control"] * 20
+    values: dict[str, Sequence[float | None]] = {
+        "relevance": normal(1, 1, 40),
+        "rougeL": [None] * 20 + normal(1, 1, 20),
+    }
+    side = of_kinds(made(values), kinds)
+    slices = quick(side, side).slices
+    assert {kind: list(entries) for kind, entries in slices.items()} == {
+        "control": ["relevance", "rougeL"],
+        "plain": ["relevance"],
+    }
+
+
 # --- what is refused ---
 
 
@@ -451,6 +675,12 @@ def test_a_gate_downwards_mirrors_one_upwards() -> None:
     assert gate_failure("toxicity_mean<=-0.031", **down) is not None
 
 
+def test_a_gate_may_name_a_scorer() -> None:
+    for name in ("toxicity_mean:minilm", "toxicity_rate:alt-profanity-check", "toxicity_mean:org/a-b.c#hate"):
+        gate = parse_gates([f"{name} <= -40%"])[0]
+        assert (gate.name, gate.bound, gate.at_least) == (name, -0.4, False)
+
+
 def test_a_limit_must_be_kept_by_the_whole_interval() -> None:
     slight = {"difference": -0.5, "relative": -0.01, "ci": (-1.5, 0.5), "relative_ci": (-0.03, 0.01)}
     assert gate_failure("relevance>=-4%", **slight) is None
@@ -546,6 +776,14 @@ def test_a_comparison_survives_its_file_and_names_its_evaluations(tmp_path: Path
         "seed": 0,
         "unit": "dialogue",
     }
+    assert comparison.jury is None
+    older = json.loads(file.read_text())
+    for key in ("jury", "slices", "constraints"):  # as files were before these existed
+        del older[key]
+    for entry in older["scores"].values():
+        del entry["empty_as_toxic"]
+    file.write_text(json.dumps(older))
+    assert read_comparison(file) == comparison
     with pytest.raises(ConfigError, match="no such file; make it with: dialtune compare BEFORE AFTER"):
         read_comparison(tmp_path / "none")
     file.write_text('{"schema": "dialtune.compare/1"}')

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialtune import statistics
-from dialtune.comparison import Rule, decide
 from dialtune.statistics import (
     bootstrap_interval,
     dz,
@@ -21,7 +20,9 @@ from dialtune.statistics import (
     n_unpaired,
     p_value,
     paired_interval,
+    percentile,
     percentile_interval,
+    resampled_percentiles,
     resampled_sums,
     sd_of_difference,
     sd_with_samples,
@@ -29,10 +30,12 @@ from dialtune.statistics import (
     sign_flip_p,
     smallest_visible,
     standard_error,
+    swapped_percentiles,
     swapped_sums,
     t_quantile,
     unit_sums,
 )
+from dialtune.verdicts import Rule, decide
 
 
 def enumerate_flips(d: np.ndarray) -> float:
@@ -151,6 +154,62 @@ def test_swaps_take_half_of_the_units_on_average() -> None:
 def test_sixteen_units_swap_in_every_way_once() -> None:
     moved = swapped_sums(2.0 ** np.arange(16)[:, None])[:, 0]
     assert sorted(moved) == list(range(2**16))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 100))
+def test_percentiles_agree_with_numpy(values: list[float], percent: int) -> None:
+    """numpy's `inverted_cdf`, with the rank in whole numbers: 0.07 * 100 is more than 7 in floating point."""
+    rank = -(-percent * len(values) // 100)
+    assert percentile(values, percent) == sorted(values)[rank - 1]
+    if percent in (25, 50, 75):  # shares that floating point holds exactly
+        assert percentile(values, percent) == np.quantile(values, percent / 100, method="inverted_cdf")
+
+
+def test_resampled_percentiles_come_from_the_draws_of_the_sums() -> None:
+    """Each draw written out as a list of rows, its percentile by numpy; two rows share a unit, one has no value."""
+    rng = np.random.default_rng(0)
+    unit = np.array([0, 1, 2, 1, 3, 4, 5])
+    values = np.array([*rng.normal(size=6), np.nan])
+    counts = resampled_sums(np.eye(6), resamples=200, seed=5).astype(int)
+    got = resampled_percentiles(values, unit, 75, resamples=200, seed=5)
+    for row, found in zip(counts, got, strict=True):
+        drawn = np.repeat(values, row[unit])
+        drawn = drawn[~np.isnan(drawn)]
+        assert found == np.quantile(drawn, 0.75, method="inverted_cdf")
+
+
+def test_a_draw_without_a_value_has_no_percentile() -> None:
+    got = resampled_percentiles([1.0, np.nan], [0, 1], 95, resamples=100, seed=0)
+    both = resampled_sums(np.eye(2), resamples=100, seed=0)[:, 0]
+    assert np.array_equal(np.isnan(got), both == 0)
+    assert 0 < np.isnan(got).sum() < 50
+    assert np.isnan(resampled_percentiles([np.nan, np.nan], [0, 1], 95, resamples=3)).all()
+
+
+def test_percentiles_do_not_depend_on_how_many_draws_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, unit = np.random.default_rng(1).normal(size=20), np.arange(20)
+    whole = resampled_percentiles(values, unit, 95, resamples=50, seed=1)
+    swapped = swapped_percentiles(values, values + 1, unit, 95, trials=50, seed=1)
+    monkeypatch.setattr(statistics, "_CELLS", 160)  # eight rows at a time, a whole number of random bytes each
+    assert np.array_equal(whole, resampled_percentiles(values, unit, 95, resamples=50, seed=1))
+    assert np.array_equal(swapped, swapped_percentiles(values, values + 1, unit, 95, trials=50, seed=1))
+
+
+@pytest.mark.parametrize("units", [4, 20])
+def test_swapped_percentiles_are_those_of_the_swapped_lists(units: int) -> None:
+    """Few units swap in every way, many at random, in the same order as the sums; a pair without a value stays out."""
+    rng = np.random.default_rng(2)
+    unit = np.array([*range(units), 1])
+    old, new = rng.normal(size=units + 1), rng.normal(size=units + 1) + 0.5
+    old[2] = np.nan
+    swaps = swapped_sums(np.eye(units), trials=64, seed=3).astype(bool)
+    got = swapped_percentiles(old, new, unit, 75, trials=64, seed=3)
+    assert got.shape == (16 if units == 4 else 64, 2)
+    kept = ~np.isnan(old)
+    for swap, found in zip(swaps, got, strict=True):
+        moved = swap[unit]
+        sides = np.where(moved, new, old)[kept], np.where(moved, old, new)[kept]
+        assert tuple(found) == tuple(np.quantile(side, 0.75, method="inverted_cdf") for side in sides)
 
 
 def test_units_gather_their_rows() -> None:
