@@ -102,6 +102,20 @@ def tiny_bart(dropout: float = 0.0) -> tuple[Any, Any]:
     return BartForConditionalGeneration(config), tokenizer
 
 
+def tiny_pegasus(dropout: float = 0.0) -> tuple[Any, Any]:
+    """Pegasus: BART's shape with fixed positions, no <s>, and a decoder that starts from pad 0, as T5's does."""
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
+
+    tokenizer = make_t5_tokenizer()
+    config = PegasusConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=256, dropout=dropout,
+        attention_dropout=dropout, activation_dropout=dropout, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        forced_eos_token_id=None,
+    )  # fmt: skip
+    return PegasusForConditionalGeneration(config), tokenizer
+
+
 def tiny_llama(dropout: float = 0.0, *, chat: bool = True) -> tuple[Any, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,6 +142,7 @@ def tiny_gpt2(dropout: float = 0.0) -> tuple[Any, Any]:
 BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "t5": tiny_t5,
     "bart": tiny_bart,
+    "pegasus": tiny_pegasus,
     "llama": tiny_llama,
     "gpt2": tiny_gpt2,
 }
