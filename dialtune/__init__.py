@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dialtune.comparison import read_comparison as read_comparison
     from dialtune.comparison import write_comparison as write_comparison
     from dialtune.config.loading import load_config as load_config
+    from dialtune.config.loading import load_rl_config as load_rl_config
+    from dialtune.config.rl_schema import RLConfig as RLConfig
     from dialtune.config.schema import RunConfig as RunConfig
     from dialtune.data.reading import DataSet as DataSet
     from dialtune.data.reading import read_examples as read_examples
@@ -33,8 +35,13 @@ if TYPE_CHECKING:
     from dialtune.prompts import build_prompts as build_prompts
     from dialtune.results import Comparison as Comparison
     from dialtune.results import Evaluation as Evaluation
+    from dialtune.rewards.base import FunctionReward as FunctionReward
+    from dialtune.rewards.table import find_reward as find_reward
     from dialtune.runs import RunFolder as RunFolder
+    from dialtune.scorers.table import find_scorer as find_scorer
+    from dialtune.scoring import score_file as score_file
     from dialtune.tasks import TASKS as TASKS
+    from dialtune.trainers.rl_run import run_rl as run_rl
     from dialtune.trainers.sft import train_sft as train_sft
     from dialtune.trainers.sft_run import run_sft as run_sft
     from dialtune.types import Completion as Completion
@@ -51,10 +58,12 @@ _HOMES = {
     "DialtuneError": "errors",
     "Evaluation": "results",
     "Example": "types",
+    "FunctionReward": "rewards.base",
     "LanguageModel": "models.base",
     "METRICS": "metrics.table",
     "Message": "types",
     "Prompt": "types",
+    "RLConfig": "config.rl_schema",
     "RunConfig": "config.schema",
     "RunFolder": "runs",
     "Sampling": "models.base",
@@ -65,16 +74,21 @@ _HOMES = {
     "compare": "comparison",
     "describe": "comparison",
     "evaluate_completions": "evaluation",
+    "find_reward": "rewards.table",
+    "find_scorer": "scorers.table",
     "generate": "generation",
     "load_config": "config.loading",
     "load_model": "models.loading",
+    "load_rl_config": "config.loading",
     "newest_checkpoint": "checkpoints",
     "read_comparison": "comparison",
     "read_evaluation": "evaluation",
     "read_examples": "data.reading",
     "read_predictions": "evaluation",
+    "run_rl": "trainers.rl_run",
     "run_sft": "trainers.sft_run",
     "save_model": "models.loading",
+    "score_file": "scoring",
     "train_sft": "trainers.sft",
     "write_comparison": "comparison",
     "write_evaluation": "evaluation",
