@@ -1,4 +1,4 @@
-"""dialtune data check | stats | clean | split | leaks."""
+"""dialtune data check | stats | clean | split | leaks | stress."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from dialtune.data.audit import Leaks
     from dialtune.data.reading import DataSet
+    from dialtune.data.stress import PairSet, StressSet
     from dialtune.types import Example
 
 app = typer.Typer(help="Look at data, clean it, split it, find leaks.", no_args_is_help=True, add_completion=False)
@@ -146,6 +147,99 @@ def leaks(
     if fail and found.found:
         names = ", ".join(f"{one.left} and {one.right}" for one in found.across if one.total)
         raise GateFailedError(f"leaks: {names} share dialogues; remove them from one side before training")
+
+
+@app.command()
+def stress(
+    dialogues: Source,
+    toxic: Annotated[str, typer.Argument(help="Sentences with rewrites: a file with columns toxic, neutral[1..n].")],
+    split: Annotated[str, typer.Option(help="train, validation or test: whose dialogues and sentences to use.")],
+    out: Annotated[Path, typer.Option(help="The rows, as JSON lines; FILE.jsonl gets a FILE.stress.json beside it.")],
+    rows: Annotated[int | None, typer.Option(help="Heated rows; default: as many as can be made.")] = None,
+    seed: Annotated[int, typer.Option(help="Any integer; the same seed gives the same rows.")] = 0,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Add a harmless row for every four heated ones.")
+    ] = False,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another split: its dialogues are left out. Repeatable.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the toxic sentences, for the record.")] = None,
+    layout: Layout = "auto",
+    column: Columns = None,
+    on_bad_rows: Policy = "fail",
+    max_bad_fraction: Fraction = 0.01,
+) -> None:
+    """Put toxic turns into real dialogues, with a blunt and a civil summary of each."""
+    from dialtune.data.stress import CONTROL_SHARE, build_stress, dialogues_of, read_pairs, refuse_overlap
+
+    _refuse_other_than_jsonl(out)
+    pairs = read_pairs(toxic, licence=licence, on_bad_rows=_policy(on_bad_rows), max_bad_fraction=max_bad_fraction)
+    data = _read(dialogues, layout, column, on_bad_rows, max_bad_fraction)
+    others = _named(against or (), layout, column)
+    kept, lost = _not_in(others, dialogues_of(data, dialogues, split), dialogues)
+    share = CONTROL_SHARE if controls else 0.0
+    made = build_stress(kept, pairs.pairs, seed=seed, rows=rows, benign=share, split=split)
+    for name, examples in others.items():
+        refuse_overlap({out.name: made.examples, name: examples})
+    _write(out, made.examples)
+    record = {"split": split, "seed": seed, "dialogues": _data_record(data, dialogues), "against": lost}
+    _save(out.with_suffix(".stress.json"), record | _stress_record(made, pairs, toxic, out))
+    _lines(_stress_lines(made, lost, out))
+
+
+def _refuse_other_than_jsonl(out: Path) -> None:
+    from dialtune.errors import ConfigError
+
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out: got '{out}'; expected a name that ends in .jsonl")
+
+
+def _not_in(
+    others: dict[str, tuple[Example, ...]], pool: tuple[Example, ...], source: str
+) -> tuple[tuple[Example, ...], dict[str, int]]:
+    """The dialogues that are not in the other sets, and how many each of these cost."""
+    from dialtune.data.stress import without_leaks
+    from dialtune.errors import ConfigError
+
+    kept, lost = without_leaks(pool, others) if others else (pool, {})
+    if not kept:
+        raise ConfigError(f"{source}: every dialogue also occurs in {', '.join(others)}; give another split --against")
+    return kept, lost
+
+
+def _data_record(data: DataSet, source: str) -> dict[str, Any]:
+    return {"source": source, "rows": len(data.examples), "fingerprint": data.fingerprint}
+
+
+def _stress_record(made: StressSet, pairs: PairSet, toxic: str, out: Path) -> dict[str, Any]:
+    """What is needed to make the same file again, and whose words are in it."""
+    import hashlib
+    from importlib.metadata import version
+
+    first = pairs.pairs[0]
+    sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in (toxic, str(out))}
+    source = {"source": toxic, "sha256": sums[toxic], "name": first.source, "licence": first.licence}
+    return {
+        "toxic": source | {"counts": dict(pairs.counts)},
+        "counts": dict(made.counts),
+        "file": out.name,
+        "sha256": sums[str(out)],
+        "dialtune": version("dialtune"),
+    }
+
+
+def _stress_lines(made: StressSet, lost: dict[str, int], out: Path) -> Iterable[str]:
+    yield f"{out}: {made.counts['heated']:,} heated rows, {made.counts['controls']:,} controls"
+    yield from (f"  {count:,} {name}" for name, count in made.counts.items() if name not in ("heated", "controls"))
+    yield from (f"  {count:,} dialogues left out: also in {name}" for name, count in lost.items())
+    example, twin = made.examples[0], made.twins[0]
+    place = example.meta["stress"]["place"]
+    yield f"for example {example.id}, turn {place + 1} of {len(example.messages)} is new (*):"
+    for at in range(place - 1, place + 2):
+        yield f"  {'*' if at == place else ' '} {example.messages[at].speaker}: {example.messages[at].content}"
+    yield f"  before: {twin.references[0]}"
+    yield f"  blunt:  {example.meta['summary_blunt']}"
+    yield f"  civil:  {example.references[0]}"
 
 
 def _read(
