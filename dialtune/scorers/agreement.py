@@ -157,18 +157,18 @@ def hacking_gap(
     assert list(before) == list(after), (list(before), list(after))
     names = [trained, *(name for name in before if name != trained)]
     table = np.stack([_table({name: side[name] for name in names}) for side in (before, after)])  # (2,1+J,N)
-    used = ~np.isnan(table).any(axis=(0, 1))
+    used: NDArray[np.bool_] = ~np.asarray(np.isnan(table).any(axis=(0, 1)))
     units = np.arange(len(used)) if unit is None else np.asarray(unit, dtype=np.intp)
     assert units.shape == used.shape, (units.shape, used.shape)
     start, end = table[:, :, used]
     varies = np.ptp(start, axis=1) > 0 if used.any() else np.zeros(len(names), dtype=bool)
     jurors = tuple(name for name, flag in zip(names[1:], varies[1:], strict=True) if flag)
     left_out = tuple(name for name, flag in zip(names[1:], varies[1:], strict=True) if not flag)
-    counts = {"n": int(used.sum()), "n_dropped": int((~used).sum())}
+    n, n_dropped = int(used.sum()), int((~used).sum())
     found, place = np.unique(units[used], return_inverse=True)
     reason = _undefined(len(found), trained_varies=bool(varies[0]), jurors=jurors, left_out=left_out)
     if reason:
-        return HackingGap(None, None, None, None, **counts, jurors=jurors, left_out=left_out, reason=reason)
+        return HackingGap(None, None, None, None, n, n_dropped, jurors, left_out, reason)
     falls = (start - end)[varies] / start[varies].std(axis=1, ddof=1)[:, None]
     sums = unit_sums(np.vstack([falls, np.ones(falls.shape[1])]).T, place)  # the count too: units may differ in size
     points, draws = _gains(sums.sum(axis=0)[None]), _gains(resampled_sums(sums, resamples=resamples, seed=seed))
@@ -177,7 +177,7 @@ def hacking_gap(
         for point, values in zip(points, draws, strict=True)
     ]
     alarm = gains[2].ci[0] > 0 >= gains[1].ci[0]
-    return HackingGap(gains[0], gains[1], gains[2], alarm, **counts, jurors=jurors, left_out=left_out)
+    return HackingGap(gains[0], gains[1], gains[2], alarm, n, n_dropped, jurors, left_out)
 
 
 def _undefined(n_units: int, *, trained_varies: bool, jurors: tuple[str, ...], left_out: tuple[str, ...]) -> str | None:

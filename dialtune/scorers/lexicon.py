@@ -72,9 +72,9 @@ def load_lexicon() -> LexiconScorer:
 def find_words(text: str) -> tuple[Match, ...]:
     """The listed words and phrases in a text, left to right, longest first, without overlaps.
 
-    Upper case, drawn-out letters (`idiooot`), digits and signs that look like letters (`1d!ot`), stars over letters
-    (`f**k`) and dots or hyphens between them (`i.d.i.o.t`) hide nothing. Words are whole words: Scunthorpe and class
-    hold none. A match with more digits than letters is a number (`455`) and does not count.
+    Upper case, drawn-out letters (`idiooot`, three or more), digits and signs that look like letters (`1d!ot`), stars
+    over letters (`f**k`) and dots or hyphens between them (`i.d.i.o.t`) hide nothing. Words are whole words: Scunthorpe
+    and class hold none. A match with more digits than letters is a number (`455`) and does not count.
 
     >>> [(found.entry, found.severity) for found in find_words("What an IDI0T, go to hell!")]
     [('idiot', 2), ('go to hell', 2)]
@@ -167,14 +167,26 @@ def _word_pattern(word: str) -> str:
         if not char.isalpha():
             pieces.append(r"['’]?" if char in "'’" else r"[\s-]{0,2}")
             continue
-        drawn = f"{_letter(char) * count}{_letter(char)}{{0,{_LONGEST_RUN}}}"
-        inside = 0 < place < len(runs) - 1
+        letter = _letter(char)
+        # Drawn out means three or more: a second letter makes other words (loser, looser; asses, assess).
+        drawn = f"{letter * count}(?:{letter}{{{2 if count == 1 else 1},{_LONGEST_RUN}}})?"
+        star = _starred(letter, count, last=place == len(runs) - 1) if place else None
         joint = r"[._-]?" if place + 1 < len(runs) and runs[place + 1][0].isalpha() else ""
-        pieces.append((rf"(?:{drawn}|\*{{{count}}})" if inside else drawn) + joint)
+        pieces.append((f"(?:{drawn}|{star})" if star else drawn) + joint)
     whole = "".join(pieces)
     # f***, but not `so*`, which is a footnote
     starred = len(word) >= 4 and word.isalpha()
     return rf"{_letter(word[0])}(?:{whole.removeprefix(_letter(word[0]))}|\*{{{len(word) - 1}}})" if starred else whole
+
+
+def _starred(letter: str, count: int, *, last: bool) -> str | None:
+    """A run of one or two letters with a star in it, which no plain run matches: else work would double at each letter.
+
+    The last letter of a word is never a star.
+    """
+    if last:
+        return rf"\*{letter}" if count == 2 else None
+    return rf"\*(?:\*|{letter})|{letter}\*" if count == 2 else r"\*" * count
 
 
 def _letter(char: str) -> str:

@@ -44,11 +44,11 @@ def find_scorer(name: str, *, label: str | None = None) -> ToxicityScorer:
         if label is not None:
             raise ConfigError(f"scorer {name!r} has one label; got {label!r}; labels are for Hugging Face classifiers")
         return _open_packaged(name)
-    if "/" in name or Path(name).is_dir():
+    if "/" in name or (name and Path(name).is_dir()):
         return load_classifier(name, label=label)
     known = [*PACKAGED_SCORERS, *ALIASES]
     close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"packaged: {', '.join(PACKAGED_SCORERS)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"packaged: {', '.join(PACKAGED_SCORERS)}."
     raise ConfigError(f"no scorer {name!r}; {hint} A Hugging Face classifier is a folder or a hub name (org/name).")
 
 
