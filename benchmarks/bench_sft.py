@@ -1,9 +1,10 @@
 """SFT speed: dialtune against transformers' Trainer / Seq2SeqTrainer and TRL's SFTTrainer, on the same 2 threads.
 
 Every contender runs in processes of its own, one after the other, in alternating rounds, so that a busy machine hits
-all of them. Three batchings: `same` feeds every contender the very same random batches; `own` leaves each its default
-(dialtune groups by length, the peers draw at random); `grouped` asks the peers for their group_by_length. Tokens are
-real ones: padding does not count. Equality runs the `same` batches in fp32 and compares losses update by update.
+all of them. Three batchings: `same` feeds every contender the very same random batches and is the headline; `own`
+leaves each its default (dialtune groups by length, the peers draw at random); `grouped` asks the peers for their
+group_by_length. Tokens are real ones: padding does not count. Equality runs the `same` batches in fp32 and compares
+losses update by update.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
             headline[f"{family}_ratio_{kind}"] = median(ratios)
     print_table([{key: row.get(key, "-") for key in rows[0]} for row in rows])
     print("largest loss gap in fp32:", {name: f"{gap:.2e}" for name, gap in gaps.items()})
-    headline |= {f"{family}_ratio": headline[f"{family}_ratio_own"] for family in ("causal", "seq2seq")}
+    headline |= {f"{family}_ratio": headline[f"{family}_ratio_same"] for family in ("causal", "seq2seq")}
     headline["largest_loss_gap_fp32"] = max(gaps.values())
     name = "sft-lora" if options.lora else "sft"
     write_result(name, rows, headline, loss_gaps=gaps, rounds=options.rounds, updates=options.steps)
