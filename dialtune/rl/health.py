@@ -3,7 +3,7 @@
 | key of a record | what it is | stops when |
 |---|---|---|
 | `kl_per_sequence` | mean KL (k1) per completion, nats | above 4 x kl_target; below -0.5 five times in a row |
-| `abs_kl` | mean abs(k1) per token, nats | more than 10 times the last one, from 0.01 up |
+| `abs_kl` | mean abs(k1) per token, nats | more than 10 times the last one, from 0.05 up |
 | `sample_score_gap` | mean gap of sampled and scored log-prob per token, nats | above 0.05 |
 | `entropy` | per token, nats | below 10 % of the start |
 | `truncated` | share of completions that hit the cap | above 90 % |
@@ -30,7 +30,7 @@ from typing import Any
 
 MAX_KL_TARGETS = 4.0
 MAX_KL_JUMP = 10.0
-LEAST_ABS_KL = 0.01  # nats per token; below it a jump is a step away from zero
+LEAST_ABS_KL = 0.05  # nats per token; below it a jump is a step away from zero
 MIN_KL, MIN_KL_RECORDS = -0.5, 5
 MAX_SAMPLE_SCORE_GAP = 0.05
 MIN_ENTROPY_SHARE = 0.1

@@ -53,7 +53,7 @@ def test_a_sound_run_is_not_stopped() -> None:
     ("rule", "key", "at_limit", "beyond"),
     [
         ("kl", "kl_per_sequence", 24.0, 24.1),
-        ("kl jump", "abs_kl", 0.2, 0.201),
+        ("kl jump", "abs_kl", 0.5, 0.501),
         ("sample gap", "sample_score_gap", 0.05, 0.0501),
         ("entropy", "entropy", 0.2, 0.199),
     ],
@@ -91,13 +91,13 @@ def test_without_a_target_the_kl_has_no_upper_limit() -> None:
     assert verdicts(begun(None), {"kl_per_sequence": 1e6}) == [None]
 
 
-def test_a_jump_counts_from_a_hundredth_of_a_nat() -> None:
+def test_a_jump_counts_from_a_twentieth_of_a_nat() -> None:
     """The first update leaves a KL of about zero: any step is infinitely many times larger."""
     health = Health()
     assert verdicts(health, {"abs_kl": 1e-9}, {"abs_kl": 0.09}, {"abs_kl": 0.5}, {"abs_kl": 5.1}) == [None] * 3 + [
         "kl jump"
     ]
-    assert verdicts(Health(), {"abs_kl": 1e-9}, {"abs_kl": 0.11}) == [None, "kl jump"]
+    assert verdicts(Health(), {"abs_kl": 1e-9}, {"abs_kl": 0.51}) == [None, "kl jump"]
 
 
 def test_negative_kl_must_last_five_records() -> None:
