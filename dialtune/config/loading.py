@@ -114,7 +114,7 @@ def explain_topic(topic: str) -> list[tuple[str, str, str, str]]:
 
 
 def _validated(layers: list[Layer], schema: type[_Schema]) -> _Schema:
-    problems = [problem for layer in layers for problem in layer.problems]
+    problems: list[Problem] = [problem for layer in layers for problem in layer.problems]
     merged = Layer(layers[0].top if layers else Place(0, 0, 0, "command line"))
     for layer in layers:
         _merge(merged, _canonical(layer, problems))

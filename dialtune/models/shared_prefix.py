@@ -28,7 +28,8 @@ class SharedPrefixCache(DynamicCache):
 
     def __init__(self, prompt: DynamicCache, mask: Tensor, group: int) -> None:
         super().__init__()
-        self.prompt = [(layer.keys.float(), layer.values.float()) for layer in prompt.layers]  # (P,K,Q,D) fp32
+        layers: list[Any] = prompt.layers
+        self.prompt = [(layer.keys.float(), layer.values.float()) for layer in layers]  # (P,K,Q,D) fp32
         self.bias = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)  # (P,Q)
         self.owner = torch.arange(len(mask), device=mask.device).repeat_interleave(group)  # (B,) prompt of each row
         self.table, self.place = self._table()
@@ -36,7 +37,7 @@ class SharedPrefixCache(DynamicCache):
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only; a prompt without rows is dropped."""
         self.batch_select_indices(rows)
-        left, owner = self.owner[rows].unique(return_inverse=True)
+        left, owner = torch.unique(self.owner[rows], return_inverse=True)
         if len(left) < len(self.bias):
             self.prompt = [(keys[left], values[left]) for keys, values in self.prompt]
             self.bias = self.bias[left]

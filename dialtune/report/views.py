@@ -269,7 +269,7 @@ def _training_plots(training: Training | None, place: int) -> list[Plot]:
 
 
 # What a reinforcement-learning run shows: title, the rollouts' number, and numbers measured on validation dialogues.
-_RL_PLOTS = (
+_RL_PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("mean reward of the completions sampled", "reward", {}),
     ("toxic probability, by the reward's scorer", "toxic", {"validation": "eval_toxicity", "alarm": "eval_alarm"}),
     ("relevance", "relevance", {"validation": "eval_relevance"}),

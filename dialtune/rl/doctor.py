@@ -17,11 +17,12 @@ from dialtune.models.base import Query, Sampling
 from dialtune.models.reference import Reference
 from dialtune.rl.advantages import equal_rewards
 from dialtune.rl.rollouts import Judge, Rollout, collect, ids_digest
-from dialtune.types import Example, Prompt
+from dialtune.types import Example, FinishReason, Prompt
 
 MAX_TRUNCATED = 0.5
 MIN_SPREAD = 0.25
 FEW = 2  # prompts
+STOP: FinishReason = "stop"
 LEAST_STEP = 0.01  # of the weights' norm; bf16 has 8 bits of precision
 
 
@@ -244,7 +245,7 @@ def _gradients(
         uphill = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in names]
         _forget(names)
         known = replace(
-            rollout, rewards=wanted, valid=torch.ones_like(rollout.valid), finish=("stop",) * len(wanted),
+            rollout, rewards=wanted, valid=torch.ones_like(rollout.valid), finish=tuple(STOP for _ in wanted),
             old_logprobs=plain, values=torch.zeros_like(plain),
         )  # fmt: skip
         patient.objective(known).backward()  # type: ignore[no-untyped-call]
@@ -276,12 +277,14 @@ def _moves(
     that bf16 products round it away.
     """
     moved = [(p, p.grad) for _, p in names if p.grad is not None]
-    slope = -sum(float((p.grad * up).sum()) for (_, p), up in zip(names, uphill, strict=True) if p.grad is not None)
+    slope = -sum(
+        (float((p.grad * up).sum()) for (_, p), up in zip(names, uphill, strict=True) if p.grad is not None), 0.0
+    )
     if slope > 0:
         saved = [p.detach().clone() for p, _ in moved]
         least = LEAST_STEP * torch.nn.utils.get_total_norm(saved) / torch.nn.utils.get_total_norm([g for _, g in moved])
         for parameter, gradient in moved:
-            parameter -= gradient * max(2 / slope, float(least))
+            parameter.sub_(gradient * max(2 / slope, float(least)))
         torch.clear_autocast_cache()  # it holds the weights as they were
         slope = gain_of()
         for (parameter, _), old in zip(moved, saved, strict=True):

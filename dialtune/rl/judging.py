@@ -60,7 +60,7 @@ class Judging:
         self.rewards, self.config, self.alarm = dict(rewards), config, alarm
         self.composite = CompositeReward(tuple(self.rewards.values()))
         names = config.constraint.qualities if config.constraint else ()
-        self.qualities = {name: find_reward(name) for name in names}
+        self.qualities: dict[str, Reward] = {name: find_reward(name) for name in names}
         self.constraint = Constraint(())
         self.start: dict[str, float] = {}  # means of the start policy, by part
         self.bad: list[int] = []  # was each of the last completions' reward unusable?

@@ -316,6 +316,6 @@ def _trained(network: nn.ModuleDict) -> dict[str, Tensor]:
     found = {f"head.{part}": value.detach().clone() for part, value in network["head"].named_parameters()}
     for name, part in network["encoder"].named_modules():
         if hasattr(part, "lora_A"):
-            found[f"lora.{name}.A"] = part.lora_A["default"].weight.detach().half()  # type: ignore[union-attr,index]
-            found[f"lora.{name}.B"] = part.lora_B["default"].weight.detach().half()  # type: ignore[union-attr,index]
+            found[f"lora.{name}.A"] = part.lora_A["default"].weight.detach().half()
+            found[f"lora.{name}.B"] = part.lora_B["default"].weight.detach().half()
     return found

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dialtune.config.schema import RunConfig
+from dialtune.config.schema import TrainingConfig
 from dialtune.errors import NonFiniteError, TrainingError
 from dialtune.seeds import seed_for
 from dialtune.trainers.memory import keep_freed_memory, settle
@@ -42,7 +42,7 @@ class UpdateResult:
 class Updater:
     """AdamW, its schedule and its guards over the trainable parameters of one module."""
 
-    def __init__(self, module: nn.Module, config: RunConfig, *, total_steps: int, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, config: TrainingConfig, *, total_steps: int, device: torch.device) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         self.module, self.config, self.total_steps = module, config, total_steps
@@ -64,7 +64,7 @@ class Updater:
         self._resident = 0  # bytes, for `settle`
 
     def step(
-        self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: int, *, number: int
+        self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: float, *, number: int
     ) -> UpdateResult:
         """Make update `number` (counted from 0, skipped ones included) from these micro-batches of rows.
 
@@ -124,7 +124,7 @@ class Updater:
         self.recent = deque((bool(flag) for flag in state["recent"]), maxlen=SKIP_WINDOW)
 
     def _accumulate(
-        self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: int, number: int
+        self, micro_batches: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: float, number: int
     ) -> float:
         """Backward through every micro-batch; the mean loss. A lack of memory halves them all and starts over."""
         parts = [list(rows) for rows in micro_batches]
@@ -144,7 +144,7 @@ class Updater:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 
-    def _backward(self, parts: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: int, number: int) -> float:
+    def _backward(self, parts: Sequence[Sequence[int]], loss_sum: LossSum, n_tokens: float, number: int) -> float:
         total = torch.zeros((), device=self.device)
         for micro, rows in enumerate(parts):
             torch.manual_seed(seed_for(self.config.seed, "dropout", number, micro))
@@ -186,7 +186,7 @@ class Updater:
 
 
 @contextmanager
-def compute_dtype(module: nn.Module, config: RunConfig, device: torch.device) -> Iterator[None]:
+def compute_dtype(module: nn.Module, config: TrainingConfig, device: torch.device) -> Iterator[None]:
     """Autocast to the recipe's dtype: bf16 or fp16 products, fp32 master weights; nothing in fp32.
 
     Adapters otherwise copy their input to fp32 first, which autocast then casts back: a fifth of a step.
@@ -216,7 +216,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
-def schedule(config: RunConfig, update: int, total: int) -> float:
+def schedule(config: TrainingConfig, update: int, total: int) -> float:
     """The learning rate's factor for update number `update` (from 0) of `total`, as transformers' schedules give it.
 
     A linear rise over the warm-up, then linear or cosine decay to 0 at `total`, or constant.
