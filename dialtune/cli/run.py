@@ -348,14 +348,15 @@ def _table(evaluation: Evaluation) -> str:
     """What was counted, then a score with its interval a line; `#` starts the short form of its signature."""
     from hashlib import sha256
 
-    lines = []
+    lines, wide = [], max(18, *map(len, evaluation.scores))
     for name, score in evaluation.scores.items():
         if score.value is None:
-            lines.append(f"{name:<18} not scored ({score.reason})")
+            lines.append(f"{name:<{wide}} not scored ({score.reason})")
         else:
-            interval = f"[{score.ci[0]:.2f}, {score.ci[1]:.2f}]" if score.ci else "(no interval)"
+            places = 2 if abs(score.value) > 1 else 3
+            interval = f"[{score.ci[0]:.{places}f}, {score.ci[1]:.{places}f}]" if score.ci else "(no interval)"
             short = sha256(score.signature.encode()).hexdigest()[:8]
-            lines.append(f"{name:<18} {score.value:8.2f}  {interval:<18} n {score.n:,}  #{short}")
+            lines.append(f"{name:<{wide}} {score.value:8.{places}f}  {interval:<18} n {score.n:,}  #{short}")
     e = evaluation
     counts = f"{e.n_scored:,} of {e.n_total:,} rows scored, {e.n_empty:,} empty, {e.n_truncated:,} cut at the cap"
     return "\n".join([f"{e.model.name} on {e.data.name}, reference {e.data.reference}: {counts}", *lines])
