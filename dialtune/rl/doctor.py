@@ -39,7 +39,7 @@ class Check:
 class Tolerance:
     """How far two computations of one number may lie apart, in nats."""
 
-    same: float  # the same code twice
+    same: float  # the same code with and without gradient, which may choose another kernel
     reference: float  # policy and start policy before any update, mean per token
     padded: float  # another batch shape
     sampled: float  # sampling step by step against scoring at once, mean per token
@@ -47,7 +47,7 @@ class Tolerance:
     @classmethod
     def of(cls, half: bool) -> Tolerance:
         """For bf16 or fp16 products, else for fp32."""
-        return cls(1e-2, 5e-3, 0.5, 0.05) if half else cls(1e-6, 1e-5, 1e-4, 1e-4)
+        return cls(1e-2, 5e-3, 0.5, 0.05) if half else cls(1e-4, 1e-5, 1e-4, 1e-4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,10 +234,11 @@ class _Loop:
             "skipped": result.skipped,
             "n_skipped": self.updater.n_skipped,
         }
-        record |= measured.record() | self.judging.record(self.rollout)
+        record |= {key: value if math.isfinite(value) else None for key, value in measured.record().items()}
+        record |= self.judging.record(self.rollout)
         if place == config.updates_per_rollout - 1:
             self.judging.update(self.rollout)
-            self.beta = self.beta.update(record.get("kl_per_sequence", math.nan))
+            self.beta = self.beta.update(measured.record().get("kl_per_sequence", math.nan))
         elapsed = time.perf_counter() - began
         record |= {f"{phase}_s": seconds for phase, seconds in clock.seconds.items()}
         tokens = int(self.rollout.query.mask.sum()) + int(self.rollout.mask.sum())
@@ -247,6 +248,7 @@ class _Loop:
         """The first stop rule that a record breaks; shares of a rollout's completions count once per rollout."""
         again = (record["step"] - 1) % self.config.updates_per_rollout > 0
         judged = {key: value for key, value in record.items() if not (again and key in OF_THE_ROLLOUT)}
+        judged = {key: value for key, value in judged.items() if not key.endswith("_s")}  # no clock in a checkpoint
         return self.health.check(judged) or self.judging.infeasible()
 
     @contextmanager
