@@ -235,10 +235,11 @@ def test_a_reward_that_reads_the_text_alone_needs_no_dialogues() -> None:
 
 
 def test_a_row_to_which_a_reward_does_not_apply_is_null() -> None:
-    data = write("rows.jsonl", *({**row, "summary": ""} if row["id"] == "d1" else row for row in DIALOGUES))
+    data = write("rows.jsonl", *({"id": row["id"], "dialogue": row["dialogue"]} for row in DIALOGUES))
     Path("a.txt").write_text("x\n" * 4)
     done = score_file("rougeL", "a.txt", data=data)
-    assert (done.scores[1], done.problems) == (None, ())
+    assert (done.scores, done.problems) == ((None,) * 4, ())
+    assert done.summary == "4 texts by rougeL, no mean, 4 not scored"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 }
 
 
-def find_reward(name: str, **settings: Any) -> Reward:
+def find_reward(name: str, /, **settings: Any) -> Reward:
     """The built-in reward called `name`, which is also what it is called in logs unless `name=` is a setting.
 
     `toxicity:NAME` takes another toxicity scorer and `toxicity:NAME#LABEL` its label, as in recipes.

@@ -128,7 +128,7 @@ def test_a_function_need_not_know_about_silence() -> None:
         return [-float(text in TOXIC) for text in completions]
 
     assert run_probes(FunctionReward(kindness)).passed
-    (failure,) = run_probes(FakeReward(lambda text: -float(text in TOXIC), "kind", "toxicity")).failures
+    (failure,) = run_probes(FakeReward(lambda text: 0.0 - float(text in TOXIC), "kind", "toxicity")).failures
     assert failure == (
         "reward 'kind' gives empty text up to 0, another probe only -1; nothing may earn less than silence"
     )
