@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,10 @@ class Judging:
             quality_floor(name, parts[name], delta=settings.delta, value=settings.multiplier) for name in self.qualities
         ]
         if settings.length is not None:
-            multipliers += length_bounds(np.asarray(lengths, dtype=np.float64), settings.length, value=0.0)
+            least, most = length_bounds(np.asarray(lengths, dtype=np.float64), settings.length, value=0.0)
+            # A shorter text is a civil one more easily, so this bound weighs from the start; with both of them the two
+            # would pull against each other.
+            multipliers += [replace(least, value=settings.multiplier), most]
         self.constraint = Constraint(tuple(multipliers), settings.learning_rate, settings.max_multiplier)
 
     def __call__(
