@@ -133,11 +133,13 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
             "output_dir": str(folder / "train"),
             "lora": {"r": 16, "dropout": 0.0},
-            "max_steps": 20,
-            "learning_rate": 1e-4,
+            "max_steps": 12,
+            "eval_steps": 6,
+            "learning_rate": 5e-4,
             "beta": 0.02,
-            "rollout_batch_size": 8,
+            "rollout_batch_size": 4,
             "num_generations": 8,
+            "constraint": {"baseline_prompts": 8, "multiplier": 0.5, "learning_rate": 0.3},
             "max_completion_length": 64,
         }
     )
