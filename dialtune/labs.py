@@ -139,7 +139,7 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "beta": 0.02,
             "rollout_batch_size": 4,
             "num_generations": 8,
-            "constraint": {"baseline_prompts": 8, "multiplier": 0.5, "learning_rate": 0.3},
+            "constraint": {"baseline_prompts": 8, "learning_rate": 0.5, "length": (0.95, 1.3)},
             "max_completion_length": 64,
         }
     )
