@@ -63,7 +63,7 @@ def load_profanity_check() -> ProfanityCheckScorer:
         folder = None
     if folder is None:
         raise MissingExtraError(
-            f"{NAME}: the package is not installed; run: pip install {NAME} "
+            f"{NAME}: the package is not installed; run: pip install 'dialtune[toxicity]' "
             "(it unpickles its own model when it is imported)"
         )
     return ProfanityCheckScorer(folder)

@@ -90,7 +90,7 @@ def test_without_the_package_the_line_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(MissingExtraError) as caught:
         load_profanity_check()
     assert str(caught.value) == (
-        "alt-profanity-check: the package is not installed; run: pip install alt-profanity-check "
+        "alt-profanity-check: the package is not installed; run: pip install 'dialtune[toxicity]' "
         "(it unpickles its own model when it is imported)"
     )
 
