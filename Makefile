@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow docs bench bench-summarize bench-sft toxicity-scorer setup setup-dev setup-bench clean
+.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-rl bench-detox toxicity-scorer setup setup-dev setup-bench \
+	setup-bench-trl011 clean
 
 demo: setup                        ## the main job, offline: evaluate, train, evaluate, compare, report
-	$(BIN)/dialtune demo --out runs/demo
+	$(BIN)/dialtune demo --job summarize --out runs/demo  # detoxify joins once it is measured as a whole
 
 test: setup-dev                    ## the test suite
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
@@ -22,7 +23,7 @@ check: setup-dev                   ## lint, format, types, generated docs
 docs: setup-dev                    ## write the generated pages
 	$(BIN)/python docs/generate.py
 
-bench: bench-summarize bench-sft   ## all benchmarks; results/*.json and a table each
+bench: bench-summarize bench-sft bench-rl   ## all benchmarks; results/*.json and a table each
 
 bench-summarize: setup
 	$(BIN)/python benchmarks/bench_summarize.py
@@ -30,12 +31,19 @@ bench-summarize: setup
 bench-sft: setup-bench
 	$(BIN)/python benchmarks/bench_sft.py
 
+bench-rl: setup-bench setup-bench-trl011   ## one step of PPO and GRPO against TRL 1.16 and 0.11.4 (about 15 minutes)
+	$(BIN)/python benchmarks/bench_rl.py
+
+bench-detox: setup                 ## job 3 on DialogSum + ParaDetox, three seeds, four baselines (hours on a CPU)
+	$(BIN)/python benchmarks/bench_detox.py
+
 toxicity-scorer: setup             ## train the packaged toxicity scorer (about 15 minutes on 2 cores)
 	$(BIN)/python benchmarks/train_toxicity.py
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev
 setup-bench: .venv/installed-bench
+setup-bench-trl011: .venv-trl011/installed
 
 .venv/installed: pyproject.toml constraints.txt requirements/offline.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dialtune needs Python 3.11 or newer; run: make PYTHON=python3.11 ...")'
@@ -52,5 +60,11 @@ setup-bench: .venv/installed-bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 datasets
 	touch $@
 
+# TRL 0.11.4 is the last with PPO for encoder-decoders; it needs transformers 4, which dialtune no longer runs on.
+.venv-trl011/installed: requirements/trl011.txt
+	test -x .venv-trl011/bin/python || $(PYTHON) -m venv .venv-trl011
+	.venv-trl011/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/trl011.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv .venv-trl011 runs build dist *.egg-info

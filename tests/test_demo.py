@@ -13,6 +13,7 @@ from tiny import make_model
 
 from dialtune import labs, model_evaluation
 from dialtune.data.corpus import packaged
+from dialtune.data.reading import read_examples
 from dialtune.errors import ConfigError
 from dialtune.labs import JOBS, run_demo, summarize_recipe
 from dialtune.models.base import Sampling
@@ -69,7 +70,7 @@ def tiny_demo(tmp_path, monkeypatch):
 
 def test_the_demo_leaves_the_folders_that_the_report_reads(tiny_demo, tmp_path):
     out, said, events = tmp_path / "demo", [], []
-    verdicts = run_demo(out=out, say=said.append, on_event=lambda kind, facts: events.append(kind))
+    verdicts = run_demo(["summarize"], out, say=said.append, on_event=lambda kind, facts: events.append(kind))
     assert list(verdicts) == ["summarize"]
     assert isinstance(verdicts["summarize"], Comparison)
     job = out / "summarize"
@@ -111,7 +112,7 @@ def test_the_demo_leaves_the_folders_that_the_report_reads(tiny_demo, tmp_path):
 
 def test_an_unknown_job_is_named_before_anything_is_replaced(tmp_path):
     (tmp_path / "summarize").mkdir()
-    with pytest.raises(ConfigError, match=r"^demo --job: got sumarize, chat; there are: summarize$"):
+    with pytest.raises(ConfigError, match=r"^demo --job: got sumarize, chat; there are: summarize, detoxify$"):
         run_demo(["summarize", "sumarize", "chat"], tmp_path)
     assert (tmp_path / "summarize").is_dir()
 
@@ -122,6 +123,37 @@ def test_chosen_jobs_run_in_their_order_with_folders_of_their_own(tmp_path, monk
         monkeypatch.setitem(JOBS, name, lambda folder, say, on_event, progress: made.append(folder) or folder.name)
     assert run_demo(["b", "a"], tmp_path) == {"b": "b", "a": "a"}
     assert made == [tmp_path / "b", tmp_path / "a"]
+
+
+def test_the_third_lab_judges_heated_and_calm_dialogues_before_and_after(tiny_demo, tmp_path, monkeypatch):
+    def few(source: str) -> Any:
+        data = read_examples(source)
+        return replace(data, examples=data.examples[:TEST_ROWS]) if ":test" in source else data
+
+    recipes = []
+
+    def run_rl(recipe: Any, **_: Any) -> Path:  # tests/trainers/test_rl.py trains on rewards
+        recipes.append(recipe)
+        return Path(recipe.model)
+
+    monkeypatch.setattr(labs, "read_examples", few)
+    monkeypatch.setattr(labs, "run_rl", run_rl)
+    said: list[str] = []
+    verdicts = run_demo(["detoxify"], tmp_path / "demo", say=said.append)
+    job = tmp_path / "demo" / "detoxify"
+    assert {path.name for path in job.iterdir()} >= {"before", "after", "calm", "start", "compare.json"}
+    (recipe,) = recipes
+    assert Path(recipe.model).parent == job / "start"
+    assert recipe.data.train == "packaged:train:heated"
+    assert recipe.data.validation == "packaged:validation:heated"
+    assert recipe.output_dir == str(job / "train")
+    assert recipe.constraint is not None
+    compared = json.loads((job / "compare.json").read_text())
+    assert {"toxicity_mean:minilm", "toxicity_mean:lexicon", "toxicity_mean:ngrams"} <= compared["scores"].keys()
+    assert verdicts["detoxify"].scores["toxicity_mean:minilm"].difference == 0
+    kinds = {json.loads(line)["id"] for line in (job / "calm" / "after" / "examples.jsonl").read_text().splitlines()}
+    assert kinds <= {e.id for e in packaged("test").examples if e.meta["kind"] != "heated"}
+    assert (job / "calm" / "compare.json").is_file()
 
 
 def test_the_recipe_of_the_lab_trains_on_nothing_that_is_tested(tmp_path):

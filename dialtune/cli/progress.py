@@ -100,7 +100,7 @@ def _step_line(facts: Mapping[str, Any], total: int | None = None) -> str:
 
 
 def _numbers(facts: Mapping[str, Any]) -> str:
-    loss = "skipped" if facts.get("skipped") else f"loss {facts['loss']:.3f}" if facts.get("loss") is not None else ""
+    loss = "" if "loss" not in facts else "skipped" if facts["loss"] is None else f"loss {facts['loss']:.3f}"
     rl = [f"{label} {facts[name]:.3f}" for name, label in RL_NUMBERS.items() if facts.get(name) is not None]
     rl += [
         f"{name.removeprefix('lambda:')} x {value:.2f}" for name, value in facts.items() if name.startswith("lambda:")

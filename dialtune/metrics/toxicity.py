@@ -6,9 +6,11 @@ one that is not there makes its scores `not scored (reason)`, never an error and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -26,6 +28,7 @@ KEPT_SHARE = 2 / 3  # of the content words of a fact, where the row names no key
 Kind = Literal["toxicity_mean", "toxicity_rate", "toxicity_p95"]
 KINDS: tuple[Kind, ...] = ("toxicity_mean", "toxicity_rate", "toxicity_p95")
 
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 _ENDING = 3  # letters by which two forms of a word may differ at the end: Nigeria, Nigerian
 _AGGREGATES: dict[Kind, str] = {
     "toxicity_mean": "mean",
@@ -95,7 +98,8 @@ def _open(name: str) -> ToxicityScorer | str:
         scorer = find_scorer(name)
         scorer.logits([""])
     except (MissingExtraError, ModelNotFoundError) as error:
-        return " ".join(str(error).split())[:300]
+        # The reason goes into eval.json, which names no folder of this machine.
+        return " ".join(str(error).replace(_PACKAGE, "").split())[:300]
     return scorer
 
 

@@ -495,8 +495,14 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("toxic\tcivil\nyou fool\thello\nyou swine\tbye\n", r":2: missing column: 'neutral'; the row has: toxic, civil"),
-        ("text\tneutral\nyou fool\thello\nyou swine\tbye\n", r":2: missing column: 'toxic'; the row has: text, neutral"),
+        (
+            "toxic\tcivil\nyou fool\thello\nyou swine\tbye\n",
+            r":2: missing column: 'neutral'; the row has: toxic, civil",
+        ),
+        (
+            "text\tneutral\nyou fool\thello\nyou swine\tbye\n",
+            r":2: missing column: 'toxic'; the row has: text, neutral",
+        ),
         ("toxic\tneutral\n", ": no rows; expected the columns toxic, neutral"),
         ("", ": no rows; expected the columns toxic, neutral"),
     ],

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -131,6 +132,16 @@ def test_a_scorer_that_is_not_there_scores_nothing_and_says_why(
     assert metric.signature((1, 1)) == (
         "toxicity_mean|scorer:absent|sha:unknown|text:completion|agg:mean|empty:excluded|dialtune:1"
     )
+    toxicity._open.cache_clear()
+
+
+def test_the_reason_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> ByNumber:
+        raise ModelNotFoundError(f"{Path(toxicity.__file__).resolve().parents[1] / 'assets' / 'x'}: no such folder")
+
+    monkeypatch.setattr(toxicity, "find_scorer", refuse)
+    toxicity._open.cache_clear()
+    assert Toxicity("toxicity_mean", "absent").unavailable() == f"{Path('assets') / 'x'}: no such folder"
     toxicity._open.cache_clear()
 
 

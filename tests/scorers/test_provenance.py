@@ -95,11 +95,13 @@ def test_sixty_percent_of_the_4grams_make_a_copy() -> None:
     # 8 words are five 4-grams. "you are a lazy idiot and" holds three of them, "you are a lazy idiot" two.
     assert origin("You are a lazy idiot and old swine") == (Provenance(copied=1),)
     assert origin("You are a lazy idiot with old shoes") == (Provenance(paraphrased=1),)
+    # of seven words the turn has 3 of 5 3-grams, but only 2 of 4 4-grams
+    assert origin("You are a lazy idiot with shoes") == (Provenance(paraphrased=1),)
 
 
 def test_a_copy_may_not_be_put_together_from_two_turns() -> None:
-    talk = Example("z", (Message("user", "You stupid old fool", "A"), Message("user", "go to the moon", "B")))
-    # words: you stupid old fool go to the moon; each turn has one of the five 4-grams
+    talk = Example("z", (Message("user", "You stupid old fool go", "A"), Message("user", "Fool go to the moon", "B")))
+    # of the five 4-grams each turn has two, both together four
     assert origin("You stupid old fool go to the moon", talk=talk) == (Provenance(paraphrased=1),)
 
 
