@@ -124,15 +124,15 @@ def draws(n: int, falls: dict[str, float], seed: int = 0) -> tuple[dict[str, np.
 
 def test_gains_are_falls_in_start_policy_sds_and_the_jury_s_is_their_median() -> None:
     before = {"reward": [0.0, 2.0], "a": [0.0, 4.0], "b": [1.0, 2.0], "c": [3.0, 5.0]}
-    after = {"reward": [-1.0, 1.0], "a": [0.0, 0.0], "b": [1.0, 2.0], "c": [2.0, 5.0]}
-    # sds (n - 1): sqrt 2, 2 sqrt 2, sqrt 1/2, sqrt 2; mean falls 1, 2, 0, 1/2; gains 0.707, 0.707, 0, 0.354
+    after = {"reward": [-1.0, 1.0], "a": [0.0, 0.0], "b": [1.0, 2.0], "c": [2.5, 5.0]}
+    # sds (n - 1): sqrt 2, 2 sqrt 2, sqrt 1/2, sqrt 2; mean falls 1, 2, 0, 1/4; gains 0.707, 0.707, 0, 0.177
     found = hacking_gap(before, after, "reward", resamples=200)
     assert found.trained is not None
     assert found.jury is not None
     assert found.gap is not None
     assert found.trained.value == pytest.approx(1 / math.sqrt(2))
-    assert found.jury.value == pytest.approx(0.5 / math.sqrt(2))
-    assert found.gap.value == pytest.approx(0.5 / math.sqrt(2))
+    assert found.jury.value == pytest.approx(0.25 / math.sqrt(2))
+    assert found.gap.value == pytest.approx(0.75 / math.sqrt(2))
     assert (found.n, found.n_dropped, found.jurors, found.left_out) == (2, 0, ("a", "b", "c"), ())
 
 
