@@ -28,7 +28,7 @@ def test_a_recipe_loads_by_path_and_by_name(path):
 def test_a_recipe_is_short_and_says_where_its_numbers_come_from(path):
     text = path.read_text()
     values = yaml.safe_load(text)
-    assert len([key for key in values if key not in ("task", "method")]) <= 8  # task is the default, written for the reader
+    assert len([key for key in values if key not in ("task", "method")]) <= 8  # these two are for the reader
     assert text.startswith("# ")
     assert values["output_dir"] == f"runs/{path.stem}"
     assert any(
