@@ -63,7 +63,7 @@ def one_thread() -> Iterator[None]:
     [
         pytest.param(
             kind, lora, method, id=f"{kind}-{'lora' if lora else 'full'}-{method}",
-            marks=[] if METHODS[(place + lora) % 3] == method else [pytest.mark.slow],
+            marks=[] if lora == place % 2 and METHODS[place % 3] == method else [pytest.mark.slow],
         )
         for place, kind in enumerate(KINDS) for lora in (False, True) for method in METHODS
     ],
@@ -72,13 +72,14 @@ def test_a_reward_that_counts_a_letter_rises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: bool, method: str
 ) -> None:
     monkeypatch.setattr(Health, "check", lambda self, record: None)  # it would stop a policy that repeats a letter
-    trained(
-        kind, tmp_path / "run", method=method, lora=LORA if lora else None, max_steps=16, num_generations=8,
+    result = trained(
+        kind, tmp_path / "run", method=method, lora=LORA if lora else None, max_steps=20, num_generations=8,
         learning_rate=1e-2 if lora else 3e-3, beta=0.01, seed=1,
     )  # fmt: skip
     letter = [row["letter"] for row in updates(tmp_path / "run")]
-    assert len(letter) == 16
-    assert sum(letter[-4:]) / 4 > 1.2 * sum(letter[:2]) / 2
+    start = json.loads((result / "rl_state.json").read_text())["judging"]["start"]["letter"]
+    assert letter[0] < 1.5 * start
+    assert sum(letter[-5:]) / 5 > 1.25 * start
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -98,7 +99,7 @@ def test_a_vanishing_learning_rate_moves_nothing_and_the_ratio_is_one(tmp_path: 
 # what must not matter
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("bart", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_size_of_a_micro_batch_does_not_change_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
@@ -163,8 +164,9 @@ def test_a_shared_prompt_gives_the_loss_of_repeated_prompts(
     assert float((shared - apart).norm() / apart.norm()) < 1e-4
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize(
+    ("kind", "lora"), [("gpt2", None), ("t5", LORA), pytest.param("llama", LORA, marks=pytest.mark.slow)]
+)
 def test_recomputed_activations_give_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: Any
 ) -> None:
