@@ -146,7 +146,7 @@ class Health:
         for key in [key for key in seen if key.startswith("ema:")]:
             name = key.removeprefix("ema:")
             weight = seen.get(f"lambda:{name}", math.nan)
-            rising = weight >= self.last.get(f"lambda:{name}", math.inf)
+            rising = weight > 0 and weight >= self.last.get(f"lambda:{name}", math.inf)  # at 0 the bound is met
             short = seen[key] < MIN_QUALITY_SHARE * self.start[key]
             if self._in_a_row(f"quality:{name}", short and rising, QUALITY_RECORDS):
                 limit = f"{MIN_QUALITY_SHARE:.0%} of {self.start[key]:.3g} at the start"

@@ -51,7 +51,7 @@ from dialtune.trainers.setup import (
     task_of,
     with_compute_dtype,
 )
-from dialtune.trainers.sft import OnEvent, ignore_events
+from dialtune.trainers.sft import OnEvent, ignore_events, seed_generators
 from dialtune.trainers.update import compute_dtype
 from dialtune.types import Example
 
@@ -162,6 +162,7 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
     config = prepared.config
     if start is None:
         on_event("note", {"text": "measuring the start policy"})
+        seed_generators(config.seed)
         _calibrate(prepared)
         if problems := failures(_checks(prepared)):
             raise TrainingError("\n".join(problems))

@@ -251,12 +251,17 @@ def _save(  # noqa: PLR0913  one caller
 
 
 def _begin(config: RunConfig) -> TrainState:
-    """The state before the first update. We draw from no global generator, but a model's own code may."""
-    seed = seed_for(config.seed, "global")
+    """The state before the first update."""
+    seed_generators(config.seed)
+    return TrainState()
+
+
+def seed_generators(run_seed: int) -> None:
+    """Python's, numpy's and torch's own generators: we draw from none of them, but a model's or reward's code may."""
+    seed = seed_for(run_seed, "global")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    return TrainState()
 
 
 def _restore(start: Checkpoint, updater: Updater, run: RunFolder) -> TrainState:

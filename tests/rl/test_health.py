@@ -118,6 +118,13 @@ def test_a_quality_that_stays_short_while_its_multiplier_rises_stops_after_twent
     assert verdicts(begun(), *interrupted) == [None] * 29
 
 
+def test_a_multiplier_that_fell_to_nothing_says_that_its_bound_is_met() -> None:
+    """A length may fall to 0.9 of the start's: below 0.95 of it nothing is wrong while the multiplier is 0."""
+    met = {"ema:length_min": 9.2, "lambda:length_min": 0.0, "ema:length_max": 9.2, "lambda:length_max": 0.0}
+    start = {"ema:length_min": 10.0, "ema:length_max": 10.0}
+    assert verdicts(Health(start=start), *[met] * 60) == [None] * 60
+
+
 def test_two_qualities_are_counted_apart() -> None:
     health = Health(start={"ema:rougeL": 0.3})
     pair = [{"ema:rougeL": 0.2, "lambda:rougeL": 1.0 + k, "lambda:relevance": 1.0 + k} for k in range(21)]
