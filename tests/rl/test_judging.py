@@ -474,6 +474,7 @@ def test_its_state_is_json_and_complete(monkeypatch: pytest.MonkeyPatch) -> None
         for found in (one, two):
             found.update(rollout_of(texts, [0.0] * 4, group=2, parts=parts, lengths=[4, 5, 6, 7]))
         assert one.to_dict() == two.to_dict()
+        assert (one.bad, one.start, one.composite.scales) == (two.bad, two.start, two.composite.scales)
     fixed = {"rewards", "config", "alarm", "qualities"}  # from the recipe
     assert set(vars(one)) == fixed | {"composite", "constraint", "start", "bad"}
     assert set(state) == {"scales", "constraint", "start", "bad"}
