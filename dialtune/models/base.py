@@ -167,6 +167,12 @@ class LanguageModel(Protocol):
         ...
 
 
+def recomputes(core: Any) -> bool:
+    """Whether a transformers model computes activations anew in the backward pass: it then keeps no cache."""
+    asked = (getattr(part, "gradient_checkpointing", False) for part in core.modules())
+    return bool(core.training and any(asked))
+
+
 def token_logprobs(
     head: nn.Module, states: Tensor, ids: Tensor, *, temperature: float = 1.0, forbidden: Tensor | None = None
 ) -> Tensor:

@@ -21,10 +21,11 @@ from dialtune.models.base import (
     only_trained_adapter,
     pad_left,
     pad_right,
+    recomputes,
     scatter_rows,
     token_logprobs,
 )
-from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, row_uniforms
+from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, one_token_attention, row_uniforms
 from dialtune.models.shared_prefix import SharedPrefixCache
 from dialtune.models.text import choose_pad, neutralise, plain_text, special_strings, stop_ids_of
 from dialtune.results import ModelInfo
@@ -107,7 +108,7 @@ class CausalLM:
 
     def states(self, query: Query, response: Tensor, mask: Tensor) -> Tensor:
         group = response.shape[0] // query.ids.shape[0]
-        if group > 1 and self.shared_prompt and not self._recomputes():
+        if group > 1 and self.shared_prompt and not recomputes(self.core):
             return self._shared_states(query, response, group)
         if group > 1:
             query = Query(query.ids.repeat_interleave(group, 0), query.mask.repeat_interleave(group, 0))
@@ -146,16 +147,17 @@ class CausalLM:
         keep = behind.keep
         logits = head(last).repeat_interleave(group, 0)
         uniforms = row_uniforms(seeds, group, sampling.max_new_tokens)
-        return decode_loop(
-            logits,
-            step,
-            keep,
-            sampling,
-            uniforms,
-            stop_ids=self.stop_ids,
-            forbidden=self._forbidden(),
-            pad_id=self.pad_id,
-        )
+        with one_token_attention(self.core.config, self.device):
+            return decode_loop(
+                logits,
+                step,
+                keep,
+                sampling,
+                uniforms,
+                stop_ids=self.stop_ids,
+                forbidden=self._forbidden(),
+                pad_id=self.pad_id,
+            )
 
     def save(self, folder: Path) -> None:
         self._module.save_pretrained(folder, **only_trained_adapter(self._module))
@@ -205,11 +207,6 @@ class CausalLM:
             use_cache=True,
         )
         return cache, out.last_hidden_state[:, -1]
-
-    def _recomputes(self) -> bool:
-        """Whether activations are recomputed in the backward pass: transformers then keeps no cache."""
-        asked = (getattr(part, "gradient_checkpointing", False) for part in self.core.modules())
-        return self.core.training and any(asked)
 
     def _shared_states(self, query: Query, response: Tensor, group: int) -> Tensor:
         cache, last = self._prefill(query)

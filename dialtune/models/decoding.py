@@ -6,15 +6,19 @@ bf16 rounding may move near-ties).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dialtune.models.base import Sampled, Sampling, mask_after_stop
 from dialtune.seeds import seed_for
 from dialtune.types import FinishReason
+
+BLOCK = 64  # ids whose weights are added up first when a token is drawn
+ONE_TOKEN = "dialtune_one_token"  # our attention's name among transformers'
 
 Step = Callable[[Tensor], Tensor]  # last tokens (A,) -> next logits (A,V)
 Keep = Callable[[Tensor], None]  # rows (A',) of the current batch that go on; the others are dropped from the caches
@@ -46,7 +50,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """One token per row and its log-prob under the distribution it came from.
 
-    Sampling inverts the cumulative distribution in float64, so one uniform number decides a token.
+    Sampling inverts the cumulative distribution, so one uniform number decides a token.
 
     Args:
         logits: (B,V) fp32.
@@ -57,12 +61,40 @@ def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     if sampling.temperature == 0:
         ids = logits.argmax(-1)
         return ids, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    scaled = filter_logits(logits / sampling.temperature, sampling.top_k, sampling.top_p)
-    logprobs = scaled.log_softmax(-1)
-    cumulative = logprobs.double().exp().cumsum(-1)
-    target = (uniforms[:, None] * cumulative[:, -1:]).to(cumulative.device)
-    ids = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    logprobs = filter_logits(scaled, sampling.top_k, sampling.top_p).log_softmax(-1)
+    ids = invert(logprobs.exp(), uniforms.to(logprobs.device))
     return ids, logprobs.gather(-1, ids[:, None])[:, 0]
+
+
+def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The first id (B,) of each row up to which more than the share `uniforms` of the row's weight lies.
+
+    First the block of ids is found, then the id in it, so that float64 sums run over V / BLOCK + BLOCK numbers a row
+    rather than over V, which took longer than the softmax. An id of weight 0 is never taken.
+
+    Args:
+        weights: (B,V) float, >= 0, something above 0 in each row.
+        uniforms: (B,) float64 in [0,1).
+    """
+    missing = -weights.shape[-1] % BLOCK
+    padded = nn.functional.pad(weights, (0, missing)) if missing else weights
+    blocks = padded.unflatten(-1, (-1, BLOCK))
+    block, rest = _share(blocks.sum(-1), uniforms)
+    inside = blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
+    return block * BLOCK + _share(inside, rest)[0]
+
+
+def _share(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row's `shares` (B,) of its weights (B,M) end: the index (B,), and the share within that weight."""
+    weights = weights.double()
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1]
+    target = torch.minimum(shares * total, total.nextafter(torch.zeros_like(total)))  # never behind the last weight
+    index = torch.searchsorted(cumulative, target[:, None], right=True)
+    taken = weights.gather(-1, index)
+    start = cumulative.gather(-1, index) - taken
+    return index[:, 0], ((target[:, None] - start) / taken).clamp(0, 1)[:, 0]
 
 
 def decode_loop(  # noqa: PLR0913  everything a step needs is stated by the model
@@ -118,6 +150,73 @@ def decode_loop(  # noqa: PLR0913  everything a step needs is stated by the mode
     response, logprobs = response[:, :n_steps], logprobs[:, :n_steps]
     mask = mask_after_stop(response, stop_ids)
     return Sampled(response, mask, logprobs * mask, finish_reasons(response, stop_ids))
+
+
+@contextmanager
+def one_token_attention(config: Any, device: torch.device) -> Iterator[None]:
+    """Within, a transformers model with this `config` attends from single tokens by plain products in fp32.
+
+    On a CPU only: its fused attention takes 4 to 8 times as long in bf16 when each head has one query.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    before = config._attn_implementation
+    if device.type != "cpu" or before != "sdpa":
+        yield
+        return
+    AttentionInterface.register(ONE_TOKEN, attend_from_one)
+    AttentionMaskInterface.register(ONE_TOKEN, sdpa_mask)
+    config._attn_implementation = ONE_TOKEN
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def attend_from_one(  # noqa: PLR0913  the signature is transformers'
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q K^T * scaling + position_bias + mask) V in fp32; anything but one query a head is left to transformers.
+
+    Args:
+        module: the attention layer.
+        query: (B,H,1,D).
+        key, value: (B,K,T,D), H a multiple of K: a key head serves its neighbours (arXiv 2305.13245).
+        attention_mask: (B,1,1,T), True where a key counts, or a float that is added; None: all count.
+        scaling: None is D ** -0.5.
+        position_bias: (1 or B,H,1,T), added.
+        others: for transformers' own attention.
+    Returns:
+        (B,1,H,D) in the dtype of `query`, and no weights.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    per_head = attention_mask is not None and attention_mask.shape[1] > 1
+    if query.shape[2] > 1 or per_head or others.get("dropout"):
+        if position_bias is not None:
+            others["position_bias"] = position_bias  # only some releases know it
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    n_rows, n_heads, _, size = query.shape
+    n_kv = key.shape[1]
+    with torch.autocast(query.device.type, enabled=False):
+        packed = query.float().reshape(n_rows, n_kv, n_heads // n_kv, size)
+        scores = packed @ key.float().transpose(-1, -2) * (size**-0.5 if scaling is None else scaling)  # (B,K,H/K,T)
+        if position_bias is not None:
+            scores = scores + position_bias.float().reshape(-1, n_kv, n_heads // n_kv, position_bias.shape[-1])
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, -torch.inf)
+        elif attention_mask is not None:
+            scores = scores + attention_mask
+        found = scores.softmax(-1) @ value.float()
+    return found.reshape(n_rows, 1, n_heads, -1).to(query.dtype), None
 
 
 def finish_reasons(response: Tensor, stop_ids: Sequence[int]) -> tuple[FinishReason, ...]:

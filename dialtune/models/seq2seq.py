@@ -19,10 +19,11 @@ from dialtune.models.base import (
     mask_after_stop,
     only_trained_adapter,
     pad_right,
+    recomputes,
     scatter_rows,
     token_logprobs,
 )
-from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, row_uniforms
+from dialtune.models.decoding import beam_search, decode_loop, finish_reasons, one_token_attention, row_uniforms
 from dialtune.models.text import choose_pad, neutralise, plain_text, special_strings, stop_ids_of
 from dialtune.results import ModelInfo
 from dialtune.types import Message, Prompt
@@ -100,14 +101,14 @@ class Seq2SeqLM:
 
     def states(self, query: Query, response: Tensor, mask: Tensor) -> Tensor:
         del mask  # right-padded responses under a causal decoder: no real token can see padding
-        encoded = self._encoded(query)
         group = response.shape[0] // query.ids.shape[0]
+        if group > 1 and not recomputes(self.core):
+            return self._shared_states(query, response, group)
+        encoded = self._encoded(query)
         if group > 1:
             encoded = encoded.repeat_interleave(group, dim=0)
-        start = torch.full_like(response[:, :1], self.start_id)
-        decoder = self.core.get_decoder()
-        out = decoder(
-            input_ids=torch.cat([start, response[:, :-1]], dim=1),
+        out = self.core.get_decoder()(
+            input_ids=torch.cat([self._start(len(response)), response[:, :-1]], dim=1),
             encoder_hidden_states=encoded,
             encoder_attention_mask=query.mask.repeat_interleave(group, dim=0).long(),
             use_cache=False,
@@ -131,13 +132,13 @@ class Seq2SeqLM:
     def sample(self, query: Query, sampling: Sampling, *, seeds: Sequence[int], group: int = 1) -> Sampled:
         if sampling.num_beams > 1:
             return self._beam(query, sampling)
-        from transformers import DynamicCache, EncoderDecoderCache
-
-        encoded = self._encoded(query).repeat_interleave(group, dim=0)
-        encoder_mask = query.mask.repeat_interleave(group, dim=0).long()
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache, encoded, last = self._prefill(query)
+        cache.batch_repeat_interleave(group)
         decoder = self.core.get_decoder()
-        context = {"encoder_hidden_states": encoded, "encoder_attention_mask": encoder_mask}
+        context = {
+            "encoder_hidden_states": encoded.repeat_interleave(group, dim=0),
+            "encoder_attention_mask": query.mask.repeat_interleave(group, dim=0).long(),
+        }
 
         def step(ids: Tensor) -> Tensor:
             out = decoder(input_ids=ids[:, None], past_key_values=cache, use_cache=True, **context)
@@ -148,18 +149,19 @@ class Seq2SeqLM:
             for key in context:
                 context[key] = context[key][rows]
 
-        logits = step(torch.full((encoded.shape[0],), self.start_id, device=self.device))
+        logits = self._head(last).repeat_interleave(group, dim=0)
         uniforms = row_uniforms(seeds, group, sampling.max_new_tokens)
-        return decode_loop(
-            logits,
-            step,
-            keep,
-            sampling,
-            uniforms,
-            stop_ids=self.stop_ids,
-            forbidden=self._forbidden(),
-            pad_id=self.pad_id,
-        )
+        with one_token_attention(decoder.config, self.device):
+            return decode_loop(
+                logits,
+                step,
+                keep,
+                sampling,
+                uniforms,
+                stop_ids=self.stop_ids,
+                forbidden=self._forbidden(),
+                pad_id=self.pad_id,
+            )
 
     def save(self, folder: Path) -> None:
         self._module.save_pretrained(folder, **only_trained_adapter(self._module))
@@ -186,6 +188,43 @@ class Seq2SeqLM:
     def _encoded(self, query: Query) -> Tensor:
         out = self.core.get_encoder()(input_ids=query.ids, attention_mask=query.mask.long())
         return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def _start(self, rows: int) -> Tensor:
+        """(rows,1), what the decoder is fed first."""
+        return torch.full((rows, 1), self.start_id, device=self.device)
+
+    def _prefill(self, query: Query) -> tuple[Any, Tensor, Tensor]:
+        """A cache with the prompts' cross-attention keys and values and the start token, the encoder's states (P,Q,D),
+        and the state (P,D) from which the first response token is predicted.
+        """
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        encoded = self._encoded(query)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        out = self.core.get_decoder()(
+            input_ids=self._start(len(encoded)),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=query.mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache, encoded, out.last_hidden_state[:, -1]
+
+    def _shared_states(self, query: Query, response: Tensor, group: int) -> Tensor:
+        """Encoder, cross-attention keys and values and the start token once per prompt, gradients included."""
+        cache, encoded, last = self._prefill(query)
+        first = last.repeat_interleave(group, dim=0)[:, None]
+        if response.shape[1] == 1:
+            return first
+        cache.batch_repeat_interleave(group)
+        out = self.core.get_decoder()(
+            input_ids=response[:, :-1],
+            encoder_hidden_states=encoded.repeat_interleave(group, dim=0),
+            encoder_attention_mask=query.mask.repeat_interleave(group, dim=0).long(),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return torch.cat([first, out.last_hidden_state], dim=1)
 
     def _forbidden(self) -> Tensor:
         vocabulary = self.core.get_output_embeddings().weight.shape[0]

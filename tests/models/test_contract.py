@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dialtune.models.base import Query, Sampling, TrainingBatch, forbidden_ids, pad_right
+from dialtune.models.decoding import ONE_TOKEN
 from dialtune.models.seq2seq import Seq2SeqLM
 from dialtune.results import ModelInfo
 from dialtune.types import Message, Prompt
@@ -229,6 +230,33 @@ def test_a_shared_prompt_gives_the_logprobs_and_gradients_of_row_by_row(model: A
     assert float((shared_gradient - gradient).norm() / gradient.norm()) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("model", "layer"), [("t5", "EncDecAttention.k"), ("bart", "encoder_attn.k_proj")], indirect=["model"]
+)
+def test_a_group_projects_its_prompt_for_cross_attention_once(model: Any, layer: str) -> None:
+    seen: list[int] = []
+    for name, part in model.core.named_modules():
+        if name.endswith(layer):
+            part.register_forward_hook(lambda _part, given, _out: seen.append(len(given[0])))
+    batch = ragged(model, 4, n=3, group=4)
+    model.logprobs(batch.query, batch.response, batch.mask)
+    model.sample(batch.query, Sampling(5, 1.0), seeds=[1, 2, 3], group=4)
+    assert len(seen) >= 4  # two layers, scored and sampled
+    assert set(seen) == {3}
+
+
+@pytest.mark.parametrize("model", ["t5", "bart"], indirect=True)
+def test_where_layers_are_computed_twice_no_cache_is_counted_on(model: Any) -> None:
+    """Gradient checkpointing drops caches while training; the group's rows must then stand on their own."""
+    batch = ragged(model, 5, n=2, group=3)
+    with torch.no_grad():
+        expected = model.logprobs(batch.query, batch.response, batch.mask)
+    model.core.activation_checkpointing_enable({"use_reentrant": False})
+    model.module.train()
+    found = model.logprobs(batch.query, batch.response, batch.mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
 def test_without_sharing_a_group_repeats_its_prompt(model: Any) -> None:
     """The way that gradient checkpointing takes, where no cache is kept."""
@@ -348,6 +376,16 @@ def test_greedy_and_beam_equal_transformers_own_generate(model: Any, beams: int)
         theirs = as_transformers(model, ids_of(query.ids, query.mask, row), **settings)
         assert ids_of(ours.response, ours.mask, row) == theirs
         assert ours.finish[row] == ("stop" if theirs[-1] in model.stop_ids else "length")
+
+
+def test_decoding_leaves_the_models_own_attention_in_place(model: Any) -> None:
+    decoder = model.core.get_decoder()
+    before = decoder.config._attn_implementation
+    seen: set[str] = set()
+    decoder.register_forward_pre_hook(lambda part, _: seen.add(part.config._attn_implementation))
+    model.sample(model.encode(PROMPTS), Sampling(4, 1.0), seeds=[0, 1, 2])
+    assert seen == {before, ONE_TOKEN}  # the prompt by the first, tokens by the second
+    assert decoder.config._attn_implementation == before
 
 
 @pytest.mark.parametrize("beams", [1, 2])

@@ -6,10 +6,21 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from dialtune.models.base import Sampled, Sampling
-from dialtune.models.decoding import decode_loop, filter_logits, finish_reasons, pick, row_uniforms
+from dialtune.models.decoding import (
+    BLOCK,
+    attend_from_one,
+    decode_loop,
+    filter_logits,
+    finish_reasons,
+    invert,
+    pick,
+    row_uniforms,
+)
 from dialtune.seeds import seed_for
 
 # Probabilities 0.5, 0.3, 0.15, 0.05, out of order.
@@ -82,6 +93,37 @@ def test_draws_follow_the_distribution_at_its_temperature() -> None:
     shares = ids.bincount(minlength=4) / n
     expected = torch.tensor([0.0225, 0.25, 0.0025, 0.09]) / 0.365
     torch.testing.assert_close(shares, expected, atol=0.014, rtol=0)  # four standard errors
+
+
+@pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 5000])
+def test_a_draw_ends_where_the_sum_over_the_whole_row_says(n: int) -> None:
+    """Against one running sum in float64; fp32 block sums may move a border by 1e-6 of the total."""
+    generator = torch.Generator().manual_seed(n)
+    weights = torch.rand(400, n, generator=generator) ** 8
+    weights[torch.rand(400, n, generator=generator) < 0.3] = 0
+    weights[:, n // 2] += 1e-3
+    uniforms = torch.rand(400, generator=generator, dtype=torch.float64)
+    ids = invert(weights, uniforms)
+    for row, index in enumerate(ids.tolist()):
+        masses = weights[row].tolist()
+        below, total = math.fsum(masses[:index]), math.fsum(masses)
+        assert masses[index] > 0
+        assert below - 1e-6 * total <= float(uniforms[row]) * total < below + masses[index] + 1e-6 * total
+
+
+@given(
+    masses=st.lists(st.sampled_from([0.0, 0.0, 1e-30, 1e-6, 0.5, 1.0]), min_size=1, max_size=3 * BLOCK),
+    place=st.integers(0, 3 * BLOCK - 1),
+    uniform=st.sampled_from([0.0, 5e-324, 0.5, 1 - 2**-53]),
+)
+def test_an_id_without_weight_is_never_drawn(masses: list[float], place: int, uniform: float) -> None:
+    masses[place % len(masses)] = 1e-6
+    index = int(invert(torch.tensor([masses]), torch.tensor([uniform], dtype=torch.float64)))
+    assert masses[index] > 0
+    if uniform == 0:
+        assert not any(masses[:index])
+    if uniform == 1 - 2**-53:
+        assert sum(masses[index + 1 :]) <= 1e-6 * sum(masses)
 
 
 def test_greedy_takes_the_likeliest_and_its_plain_logprob() -> None:
@@ -203,3 +245,49 @@ def test_a_forbidden_id_is_not_taken_and_has_no_share() -> None:
 
 def test_finish_reasons_look_for_a_stop_anywhere() -> None:
     assert finish_reasons(torch.tensor([[5, 1, 0], [5, 6, 7]]), [1]) == ("stop", "length")
+
+
+class Layer(nn.Module):
+    """What transformers' attention functions read of an attention layer."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups, self.is_causal = groups, True
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("kind", ["nothing", "bool mask", "float mask", "bias", "bias and mask"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_attention_from_one_token_is_softmax_attention(groups: int, kind: str, steps: int) -> None:
+    """Against the equation in float64, head by head; two tokens at a time go to transformers' own."""
+    generator = torch.Generator().manual_seed(groups)
+    query = torch.randn(2, 2 * groups, steps, 4, generator=generator)
+    key, value = (torch.randn(2, 2, 7, 4, generator=generator) for _ in range(2))
+    keep = torch.rand(2, 1, steps, 7, generator=generator) < 0.7
+    keep[..., 3] = True
+    bias = torch.randn(1, 2 * groups, steps, 7, generator=generator) if "bias" in kind else None
+    added = torch.zeros(2, 1, steps, 7).masked_fill(~keep, -1e30)
+    mask = {"bool mask": keep, "float mask": added, "bias and mask": keep}.get(kind)
+    if mask is None and steps == 2:
+        mask = torch.ones_like(keep)  # without any, several tokens would be causal among themselves
+    found, weights = attend_from_one(Layer(groups), query, key, value, mask, scaling=0.3, position_bias=bias)
+    scores = query.double() @ key.repeat_interleave(groups, 1).double().transpose(-1, -2) * 0.3
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None and "mask" in kind:
+        scores = scores + added
+    expected = scores.softmax(-1) @ value.repeat_interleave(groups, 1).double()
+    torch.testing.assert_close(found.double(), expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
+    assert weights is None
+
+
+def test_attention_from_one_token_adds_up_in_fp32() -> None:
+    """bf16 scores of 100 and more are a whole unit apart; their softmax would be another."""
+    query, key = torch.full((1, 1, 1, 64), 2.0), torch.linspace(0.8, 0.9, 5)[None, None, :, None].expand(1, 1, 5, 64)
+    value = torch.eye(5)[None, None]
+    half = [part.bfloat16() for part in (query, key, value)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = attend_from_one(Layer(1), *half, None, scaling=1.0)
+    expected = (half[0].double() @ half[1].double().transpose(-1, -2)).softmax(-1)[0, 0, 0]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[0, 0, 0].double(), expected, atol=2e-3, rtol=1e-2)  # bf16 keeps 8 bits
