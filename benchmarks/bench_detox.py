@@ -53,13 +53,14 @@ lora: {r: 16, alpha: 32, dropout: 0.0}
 RL = """
 method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
-learning_rate: 1e-4
+learning_rate: 5e-4
 beta: 0.02
-rollout_batch_size: 8
+rollout_batch_size: 4
 num_generations: 8
+constraint: {baseline_prompts: 16, learning_rate: 0.5, length: [0.95, 1.3]}
 max_completion_length: 96
 max_prompt_length: 1024
-"""
+"""  # lab 3's settings, longer
 
 
 def main() -> None:
@@ -80,6 +81,7 @@ def main() -> None:
         judged["word-list masking"] = masked(folder, judged["start"], stress, clean)
         judged[f"best of {options.best_of}"] = best_of(folder, start, stress, clean, options)
         civil = train_sft(folder / "sft-civil", start, sets["civil"], options)
+        costs["SFT on civil summaries"] = seconds_of(folder / "sft-civil")
         judged["SFT on civil summaries"] = judge(folder, "sft-civil-eval", civil, stress, clean, options)
     report(judged, costs, options)
 
@@ -305,14 +307,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     gpu = torch.cuda.is_available()
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--train-rows", type=int, default=4000 if gpu else 1000, help="stress dialogues to train on")
-    parser.add_argument("--validation-rows", type=int, default=100 if gpu else 48)
+    parser.add_argument("--train-rows", type=int, default=4000 if gpu else 600, help="stress dialogues to train on")
+    parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200 if gpu else 60)
-    parser.add_argument("--eval-steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=200 if gpu else 16)
+    parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--best-of", type=int, default=8)
+    parser.add_argument("--best-of", type=int, default=8 if gpu else 4)
     parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
