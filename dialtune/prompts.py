@@ -41,6 +41,7 @@ TEMPLATES: dict[str, Template] = {
         Template("summarize-t5", "summarize: {dialogue}"),  # the prefix of T5's own pre-training
         Template("plain", "{dialogue}"),  # BART and Pegasus, as published
         Template("chat", None),
+        Template("respond", None),  # the context as it was talked; who they are is said by data.turns.system
     )
 }
 

@@ -33,6 +33,15 @@ TASKS: dict[str, Task] = {
             max_new_tokens=128,
         ),
         Task(
+            "respond",
+            template="respond",
+            metrics=(
+                *("bleu", "rouge1", "rouge2", "rougeL", "chrf"),
+                *("relevance_dialogue", "relevance_reference", "length_ratio", "empty_rate"),
+            ),
+            max_new_tokens=64,
+        ),
+        Task(
             "detoxify",
             template="summarize",
             metrics=(

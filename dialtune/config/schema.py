@@ -8,13 +8,18 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+
+from dialtune.config.data_schema import CleaningStep as CleaningStep
+from dialtune.config.data_schema import DataConfig as DataConfig
+from dialtune.config.data_schema import LayoutName as LayoutName
+from dialtune.config.data_schema import Section as Section
+from dialtune.config.data_schema import TurnsConfig as TurnsConfig
 
 # Names a recipe may use. A test holds each equal to its table, so that a typo shows before torch loads.
-TaskName = Literal["summarize", "detoxify"]
-TemplateName = Literal["summarize", "summarize-flan", "summarize-t5", "plain", "chat"]
+TaskName = Literal["summarize", "respond", "detoxify"]
+TemplateName = Literal["summarize", "summarize-flan", "summarize-t5", "plain", "chat", "respond"]
 MetricName = Literal[
     "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_max", "rouge2_max", "rougeL_max", "rougeLsum_max",
     "bleu", "chrf", "relevance_reference", "relevance_reference_max", "relevance_dialogue", "context_auc",
@@ -25,67 +30,6 @@ MetricName = Literal[
     "role_swap_margin", "length_ratio", "copy_rate", "novel_1grams", "novel_2grams", "novel_3grams",
 ]  # fmt: skip
 BestName = Literal["eval_loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
-CleaningStep = Literal[
-    "html_tags", "html_entities", "mojibake", "control_characters", "zero_width", "urls", "unicode_nfc",
-    "special_characters", "tokenised_spacing", "whitespace", "empty_turns",
-]  # fmt: skip
-LayoutName = Literal[
-    "auto", "dialogsum", "document", "article", "messages", "sharegpt", "preference", "prompt_completion", "alpaca",
-    "prompt", "dialogue",
-]  # fmt: skip
-
-
-def _contains(annotation: Any, kind: type) -> bool:
-    return annotation is kind or any(_contains(part, kind) for part in get_args(annotation))
-
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and not _contains(field.annotation, bool):  # pydantic would read true as 1
-            raise PydanticCustomError("bool_type", "a number or text is needed")
-        return value
-
-
-class DataConfig(Section):
-    """Which rows train, which choose the best checkpoint, and what is done to them first."""
-
-    train: str = Field(
-        description="Rows to learn from: a file, packaged:train, or hub:org/name[:split].",
-        min_length=1,
-        examples=["packaged:train"],
-    )
-    validation: str | None = Field(
-        None, description="Rows that choose the best checkpoint; null: the last checkpoint is the result.", min_length=1
-    )
-    test: str | None = Field(None, description="Rows kept for `evaluate`; training never reads them.", min_length=1)
-    layout: LayoutName = Field("auto", description="How rows are written; auto detects it by columns and says so.")
-    columns: dict[str, str] = Field({}, description="Our name: your column, e.g. {dialogue: chat}; for unusual files.")
-    max_train_rows: int | None = Field(None, description="Rows; the first so many. null: all, nothing is hidden.", ge=1)
-    max_validation_rows: int | None = Field(
-        None, description="Rows; the first so many. null: all. Lower it if evaluating costs more than training.", ge=1
-    )
-    on_bad_rows: Literal["fail", "skip", "quarantine"] = Field(
-        "fail", description="A bad row stops the run by default: silent drops change what a score means."
-    )
-    max_bad_fraction: float = Field(
-        0.01,
-        description="Share of rows; more bad rows than this fail even under skip: the layout is wrong.",
-        ge=0,
-        le=1,
-    )
-    clean: tuple[CleaningStep, ...] = Field(
-        (), description="Cleaning steps, in order; none by default: data stays as is."
-    )
-    reference: str = Field(
-        "first", description="The gold text to train on: first, or a column such as summary2.", pattern=r"^\w+$"
-    )
 
 
 class LoraConfig(Section):
@@ -280,6 +224,8 @@ class TrainingConfig(Section):
             derived["data_seed"] = self.seed
         if self.data.validation is None:
             derived["load_best_model_at_end"] = False
+        if self.data.leaks is None and self.task == "respond":
+            derived["data"] = self.data.model_copy(update={"leaks": "stop"})
         return self.model_copy(update=derived)
 
     @property
