@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from dialtune.report import wording
 from dialtune.report.reading import Job, read_jobs
-from dialtune.report.views import forest_plot, section
+from dialtune.report.scores import forest_plot
+from dialtune.report.views import section
 from dialtune.runs import RunFolder, write_text_atomic
 
 SIZE_LIMIT = 1_000_000  # bytes of the page

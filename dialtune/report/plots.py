@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from xml.etree import ElementTree
 
+from markupsafe import Markup
+
 from dialtune.results import Verdict
 
 if TYPE_CHECKING:
@@ -55,6 +57,15 @@ def _settled(draw: _Drawing) -> _Drawing:
             return draw(*args, **keywords)
 
     return cast(_Drawing, drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """An SVG element and the words under it; `narrow` is the same drawn for a phone, if that needs another drawing."""
+
+    svg: Markup
+    caption: str
+    narrow: Markup | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 _METRICS["rougeLsum"] = "ROUGE-Lsum"
 _VERDICTS: Mapping[Verdict, str] = {"improved": "improved", "worse": "worse", "no difference shown": "no difference"}
+_TONES: Mapping[Verdict, str] = {"improved": "good", "worse": "bad", "no difference shown": "flat"}
 # Controls, bidi marks, invisible and unpaired characters: they reorder, hide or break text without being seen.
 # ZWJ and ZWNJ stay, emoji and Persian need them, and so do line ends and tabs.
 _INVISIBLE = re.compile(
@@ -60,6 +61,11 @@ def metric_name(name: str) -> str:
 def verdict_word(verdict: Verdict) -> str:
     """The verdict for a table cell."""
     return _VERDICTS[verdict]
+
+
+def tone(entry: Entry | None) -> str:
+    """The name of the colour that goes with a verdict."""
+    return _TONES[entry.verdict] if entry else "flat"
 
 
 def digits(*values: float | None) -> int:
