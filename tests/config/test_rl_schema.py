@@ -32,16 +32,17 @@ def test_every_field_says_in_one_line_what_it_is():
 def test_every_default_is_inside_its_own_range():
     for key, field in walk(RLConfig):
         if not field.is_required() and section_of(field) is None:
-            path, value = key.split("."), field.default
-            values = {path[0]: value} if len(path) == 1 else {path[0]: {path[1]: value}}
-            if path[0] == "data":
-                values = {"data": {"train": "t", "validation": "v", path[1]: value}}
+            *sections, name = key.split(".")
+            values: dict[str, object] = {name: field.default}
+            for section in reversed(sections):
+                needed = {"train": "t", "validation": "v"} if section == "data" else {}
+                values = {section: needed | values}
             build(**values)
 
 
-def test_sections_are_one_level_deep():
+def test_the_sections_are_those_of_fine_tuning_and_the_constraint():
     sections = [key for key, field in walk(RLConfig) if section_of(field)]
-    assert sections == ["data", "lora", "generation", "constraint"]
+    assert sections == ["data", "data.turns", "lora", "generation", "constraint"]
 
 
 def test_a_recipe_is_frozen_and_so_is_its_constraint():

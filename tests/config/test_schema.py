@@ -27,16 +27,17 @@ def test_every_field_says_in_one_line_what_it_is():
 def test_every_default_is_inside_its_own_range():
     for key, field in walk():
         if not field.is_required() and section_of(field) is None:
-            path, value = key.split("."), field.default
-            values = {path[0]: value} if len(path) == 1 else {path[0]: {path[1]: value}}
-            if path[0] == "data":
-                values = {"data": {"train": "t", "validation": "v", path[1]: value}}
+            *sections, name = key.split(".")
+            values: dict[str, object] = {name: field.default}
+            for section in reversed(sections):
+                needed = {"train": "t", "validation": "v"} if section == "data" else {}
+                values = {section: needed | values}
             build(**values)
 
 
-def test_every_section_is_one_level_deep_and_has_a_docstring():
+def test_every_section_is_known_and_has_a_docstring():
     sections = [(key, section_of(field)) for key, field in walk() if section_of(field)]
-    assert [key for key, _ in sections] == ["data", "lora", "generation", "evaluation"]
+    assert [key for key, _ in sections] == ["data", "data.turns", "lora", "generation", "evaluation"]
     assert all(section.__doc__ for _, section in sections)
 
 
