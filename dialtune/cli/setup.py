@@ -38,7 +38,7 @@ def doctor(
 ) -> None:
     """Show the machine: versions, devices, assets, disk, and what to do."""
     from dialtune.config.loading import load_any_config
-    from dialtune.environment import examine
+    from dialtune.diagnosis import examine
 
     if recipe == "rl":
         _examine_rl(rl_recipe)

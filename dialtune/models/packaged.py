@@ -77,7 +77,7 @@ def packaged_folder(name: str) -> Path:
 
     The folder is built beside its final place and renamed, so a killed conversion leaves nothing half-written.
     """
-    target = cache_folder() / f"{name}-{PACKAGED[name].sha256[:12]}"
+    target = converted_folder(name)
     if (target / "config.json").is_file():
         return target
     source = packaged_file(name)
@@ -90,6 +90,11 @@ def packaged_folder(name: str) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def converted_folder(name: str) -> Path:
+    """Where the conversion of a packaged name is kept, made or not."""
+    return cache_folder() / f"{name}-{PACKAGED[name].sha256[:12]}"
 
 
 def sha256_of(path: Path) -> str:

@@ -25,7 +25,7 @@ def failing(monkeypatch):
         def examine(folder):
             raise error
 
-        monkeypatch.setattr("dialtune.environment.examine", examine)
+        monkeypatch.setattr("dialtune.diagnosis.examine", examine)
         return run_command(["doctor"])
 
     return arrange

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dialtune import environment
+from dialtune import diagnosis
 from dialtune.cli.app import run_command
 from dialtune.config.loading import load_config
 
@@ -78,10 +78,10 @@ def test_explain_says_range_default_and_reason(capsys):
 
 def test_doctor_shows_findings_and_what_to_do(monkeypatch, capsys):
     findings = [
-        environment.Finding("cpu", "2 usable"),
-        environment.Finding("asset", "x is not installed", "pip install x"),
+        diagnosis.Finding("cpu", "2 usable"),
+        diagnosis.Finding("asset", "x is not installed", "pip install x"),
     ]
-    monkeypatch.setattr(environment, "examine", lambda folder: findings)
+    monkeypatch.setattr(diagnosis, "examine", lambda folder: findings)
     assert run_command(["doctor", "tiny-causal"]) == 0
     out = capsys.readouterr().out
     assert "! asset      x is not installed\n             -> pip install x\n" in out
