@@ -106,6 +106,15 @@ class LanguageModel(Protocol):
         """The longest query the architecture takes with room for a response, or None when it has no limit."""
         ...
 
+    @property
+    def one_sequence(self) -> bool:
+        """Whether a response runs behind its query, so that one forward pass can score several replies of a dialogue.
+
+        Position r then sees the query and the response before r as plain text: what a longer prompt that begins with
+        these ids would see.
+        """
+        ...
+
     def query_ids(self, messages: Sequence[Message]) -> list[int]:
         """A prompt's ids, template and all; text that looks like a control token is broken up first."""
         ...

@@ -78,6 +78,10 @@ class CausalLM:
         limit = getattr(self.core.config, "max_position_embeddings", None)
         return None if limit is None else int(limit) - min(_RESPONSE_ROOM, int(limit) // 4)
 
+    @property
+    def one_sequence(self) -> bool:
+        return True
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self.query_ids(messages))
 

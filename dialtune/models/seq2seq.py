@@ -64,6 +64,10 @@ class Seq2SeqLM:
         return int(self.core.get_output_embeddings().weight.shape[1])
 
     @property
+    def one_sequence(self) -> bool:
+        return False  # each reply has a query of its own, read by the encoder in both directions
+
+    @property
     def max_prompt_tokens(self) -> int | None:
         # T5's positions are relative: it takes any length.
         limit = (

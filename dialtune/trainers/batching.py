@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dialtune.models.base import LanguageModel
+from torch import Tensor
+
+from dialtune.models.base import LanguageModel, pad_right
 from dialtune.seeds import seed_for
 from dialtune.types import Prompt
 
@@ -17,12 +19,22 @@ POOL = 50
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One training row as ids; `cut` tokens of its target were over the cap (and then it has no stop token)."""
+    """One training row as ids; `cut` tokens of its target were over the cap (and then it has no stop token).
+
+    `learn` marks the response tokens that are learned; None: all. In a row of several replies the turns between them
+    stand in `response` too, not learned.
+    """
 
     example_id: str
     query: tuple[int, ...]
     response: tuple[int, ...]
     cut: int = 0
+    learn: tuple[bool, ...] | None = None
+
+    @property
+    def n_learned(self) -> int:
+        """Response tokens that the loss is the mean over."""
+        return len(self.response) if self.learn is None else sum(self.learn)
 
     @property
     def length(self) -> int:
@@ -41,6 +53,14 @@ def tokenize_rows(
         query = model.query_ids(prompt.messages)
         rows.append(TokenRow(prompt.example_id, tuple(query), tuple(response[:max_response]), over))
     return rows
+
+
+def learned_mask(rows: Sequence[TokenRow], mask: Tensor) -> Tensor:
+    """(B,R) bool: `mask` without the response tokens that their row does not learn."""
+    if all(row.learn is None for row in rows):
+        return mask
+    marks = [row.learn or (True,) * len(row.response) for row in rows]
+    return mask & pad_right(marks, 0, mask.device)[0].bool()
 
 
 def epoch_batches(

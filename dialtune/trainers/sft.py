@@ -28,7 +28,7 @@ from dialtune.models.base import LanguageModel
 from dialtune.models.loading import save_model
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
 from dialtune.seeds import seed_for
-from dialtune.trainers.batching import TokenRow, epoch_batches
+from dialtune.trainers.batching import TokenRow, epoch_batches, learned_mask
 from dialtune.trainers.signals import stop_on_signals
 from dialtune.trainers.update import Updater, compute_dtype
 
@@ -125,8 +125,7 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
     on_event("start", {"total_steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "step": state.step})
 
     def loss_sum(chosen: Sequence[int]) -> Tensor:
-        batch = model.batch([rows[i].query for i in chosen], [rows[i].response for i in chosen])
-        return -model.logprobs(batch.query, batch.response, batch.mask).sum()
+        return -_logprobs(model, [rows[i] for i in chosen]).sum()
 
     def save() -> None:
         _save(updater, state, config, run, fingerprint, lambda folder: save_model(model, folder, notes), on_event)
@@ -140,7 +139,7 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
                 batches = plan.batches(epoch)
             index = (state.step % plan.steps_per_epoch) * config.gradient_accumulation_steps
             micro = batches[index : index + config.gradient_accumulation_steps]
-            n_tokens = sum(len(rows[i].response) for batch in micro for i in batch)
+            n_tokens = sum(rows[i].n_learned for batch in micro for i in batch)
 
             model.module.train()
             result = updater.step(micro, loss_sum, n_tokens, number=state.step)
@@ -180,17 +179,22 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
 
 
 def mean_loss(model: LanguageModel, rows: Sequence[TokenRow], config: RunConfig) -> float:
-    """Mean -log p per response token over all rows, in nats; dropout off."""
+    """Mean -log p per learned token over all rows, in nats; dropout off."""
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
     total, n_tokens = 0.0, 0
     model.module.eval()
     with torch.no_grad(), compute_dtype(model.module, config, model.device):
         for at in range(0, len(order), config.per_device_eval_batch_size):
             chosen = [rows[i] for i in order[at : at + config.per_device_eval_batch_size]]
-            batch = model.batch([row.query for row in chosen], [row.response for row in chosen])
-            total -= float(model.logprobs(batch.query, batch.response, batch.mask).double().sum())
-            n_tokens += sum(len(row.response) for row in chosen)
+            total -= float(_logprobs(model, chosen).double().sum())
+            n_tokens += sum(row.n_learned for row in chosen)
     return total / max(1, n_tokens)
+
+
+def _logprobs(model: LanguageModel, rows: Sequence[TokenRow]) -> Tensor:
+    """(B,R) log p of the rows' learned tokens, 0 elsewhere."""
+    batch = model.batch([row.query for row in rows], [row.response for row in rows])
+    return model.logprobs(batch.query, batch.response, learned_mask(rows, batch.mask))
 
 
 def _stopped_early(state: TrainState, config: RunConfig) -> bool:
