@@ -154,6 +154,7 @@ def main() -> None:
             "recall_disguised_lowest": min(seen),
             "ece_paradetox_heldout": ours["paradetox held-out"]["ece"],
         },
+        trials=TRIALS,
         scorers={name: scorer.settings() for name, scorer in scorers.items()},
     )
 
