@@ -82,11 +82,11 @@ def swapped_sums(values: ArrayLike, *, trials: int = PERMUTATIONS, seed: int = 0
     """
     table = np.asarray(values, dtype=np.float64)
     assert table.ndim == 2, table.shape
-    out: Array = np.concatenate([swap.astype(np.float64) @ table for swap in _swaps(len(table), trials, seed)])
+    out: Array = np.concatenate([swap.astype(np.float64) @ table for swap in swaps(len(table), trials, seed)])
     return out
 
 
-def _swaps(units: int, trials: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+def swaps(units: int, trials: int, seed: int) -> Iterator[NDArray[np.uint8]]:
     """Which units swap sides (1), in blocks (rows,U): every assignment for few units, else random ones."""
     if units <= EXACT_UNITS:
         yield ((np.arange(2**units)[:, None] >> np.arange(units)) & 1).astype(np.uint8)
@@ -153,7 +153,7 @@ def swapped_percentiles(
     order = np.argsort(pool, kind="stable")
     ordered, units, is_new = pool[order], units[order], is_new[order]
     blocks = []
-    for swap in _swaps(int(index.max()) + 1, trials, seed):
+    for swap in swaps(int(index.max()) + 1, trials, seed):
         on_new = swap[:, units].astype(bool) ^ is_new
         blocks.append(np.stack([_weighted_percentile(ordered, side, percent) for side in (~on_new, on_new)], axis=1))
     return np.concatenate(blocks)
@@ -203,13 +203,19 @@ def percentile_interval(resampled: ArrayLike, *, level: float = 0.95) -> tuple[f
     return float(low), float(high)
 
 
-def bootstrap_interval(point: float, resampled: ArrayLike, *, units: int, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    point: float, resampled: ArrayLike, *, units: int, level: float = 0.95, log: bool = False
+) -> tuple[float, float]:
     """Percentile interval; below 200 units the wider of it and point +- t * standard error.
 
     The standard error is the resampled values' sd times sqrt(U / (U - 1)), which holds for means and for corpus
-    scores alike (for a mean it is sd / sqrt(U), up to resampling noise).
+    scores alike (for a mean it is sd / sqrt(U), up to resampling noise). With `log`, for positive scores of which
+    ratios count, the interval is made of their logarithms.
     """
     assert units >= 2, units
+    if log:
+        low, high = bootstrap_interval(math.log(point), np.log(np.asarray(resampled)), units=units, level=level)
+        return math.exp(low), math.exp(high)
     values = np.asarray(resampled, dtype=np.float64)
     low, high = percentile_interval(values, level=level)
     if units >= WIDEN_BELOW:

@@ -58,6 +58,24 @@ class Metric(ABC):
         return None
 
     @property
+    def budget(self) -> int | None:
+        """N-grams in which distinct ones are counted; a row's statistics are then their number and their ids.
+
+        None: they are counts or values, and sums of them make the score.
+        """
+        return None
+
+    @property
+    def log_scale(self) -> bool:
+        """True: a positive score of which ratios count; its intervals are made of logarithms."""
+        return False
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of the score must know, in a line; None: nothing."""
+        return None
+
+    @property
     def every_row(self) -> bool:
         """False: made for some rows of a data set, so the others do not count as not scored."""
         return True
@@ -82,6 +100,11 @@ class Metric(ABC):
     def with_reference(self, reference: str) -> Metric:
         """The same metric judged by another choice of references; itself if it reads none."""
         del reference
+        return self
+
+    def with_rows(self, examples: Sequence[Example], train: Sequence[Example] | None = None) -> Metric:
+        """The same metric set up for these rows, and for what the model was trained on; itself if neither matters."""
+        del examples, train
         return self
 
     def combine(self, sums: Array, n: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dialtune.errors import ConfigError
 from dialtune.metrics.base import Metric, is_empty
-from dialtune.metrics.relevance import cosines, dialogue_text
+from dialtune.metrics.relevance import context_text, cosines
 from dialtune.rewards.base import Array, Judges, Mask, where_it_applies
 from dialtune.types import Example
 
@@ -20,8 +20,8 @@ from dialtune.types import Example
 class Relevance:
     """The weighted mean of two similarities, each a cosine of the packaged encoder's vectors, clipped at 0.
 
-    To the dialogue: cos(completion, dialogue), no more than the mean that the row's own references reach. An echo of
-    the dialogue is nearer to it than any summary, so more is not better (rl.md, section 8).
+    To the dialogue (of a reply: its context): cos(completion, dialogue), no more than the mean that the row's own
+    references reach. An echo of it is nearer to it than any summary, so more is not better (rl.md, section 8).
     To the references: the mean of cos(completion, reference) over them, no more than the mean between two of them.
 
     A part applies if the row has a dialogue, or a reference with a letter in it; without a reference (two, for the
@@ -52,7 +52,7 @@ class Relevance:
 
     def scores(self, examples: Sequence[Example], completions: Sequence[str]) -> Array:
         """(N,) in [0,1], masked where neither part applies."""
-        contexts = [dialogue_text(example) for example in examples]
+        contexts = [context_text(example) for example in examples]
         golds = [[text for text in example.references if not is_empty(text)] for example in examples]
         above, below = np.zeros(len(completions)), np.zeros(len(completions))
         if self.dialogue:
