@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,17 @@ from pydantic import ValidationError
 from dialtune.errors import ConfigError, DataError, GateFailedError
 from dialtune.jury import TRAINED, jury_lines, jury_of
 from dialtune.metrics.base import Metric, is_empty
+from dialtune.metrics.origin import PREFIX as ORIGIN_PREFIX
 from dialtune.metrics.table import look_up
 from dialtune.pairing import Drawn, draw, family_of, known_scores, pair_rows, refuse_unlike
-from dialtune.results import Comparison, Constraint, Entry, Evaluation, Method, Side, to_json
+from dialtune.results import Comparison, Constraint, Entry, Evaluation, Method, Shift, Side, to_json
 from dialtune.runs import RunFolder, write_text_atomic
-from dialtune.statistics import ALPHA, EXACT_UNITS, PERMUTATIONS, RESAMPLES, holm
+from dialtune.slices import slices_of
+from dialtune.statistics import ALPHA, EXACT_UNITS, PERMUTATIONS, RESAMPLES, bootstrap_interval, holm
 from dialtune.verdicts import NO_VERDICT_BELOW, Rule, constraint_of, entry_of, second_verdict
 
 FLOOR = 0.98  # of before: what detoxification must keep of each of FLOORED, if nothing else is asked for
 FLOORED = ("relevance_reference", "relevance_dialogue", "rougeL")
-MIN_SLICE = 10  # rows: of fewer nothing is said
 _CI = "paired percentile bootstrap by dialogue; below 200 the wider of it and a t interval"
 _TEST = "two-sided randomisation: the two outputs of a dialogue swap sides; every assignment if 16 or fewer"
 
@@ -73,7 +74,7 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
     minimal, floors = minimal or {}, _floors(before, after) if constraints is None else constraints
     family = family_of(before, after, scores, floors, metrics)
     known_scores([*minimal], family)
-    names = list(dict.fromkeys([*family, *floors]))
+    names = list(dict.fromkeys([*family, *floors, *_told_apart(before, after)]))
     allowed = refuse_unlike(before, after, names, allow_decoding_change)
     trial = _Trial(alpha, seed, resamples, permutations, max(_leaked(before), _leaked(after)), minimal)
     draws = trial.draw(before, after, [metrics[name] for name in names])
@@ -89,6 +90,7 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
         scores=entries,
         constraints={name: _constraint(draws[name], floor, constraints) for name, floor in floors.items()},
         slices=_slices(before, after, [metrics[name] for name in family], trial),
+        origins=_origins(draws),
         jury=jury_of(entries, draws, trained, seed=seed, resamples=resamples),
         allowed=allowed,
     )
@@ -114,6 +116,24 @@ def _constraint(drawn: Drawn, floor: float, asked: Mapping[str, float] | None) -
     found = constraint_of(drawn, floor)
     if found.ratio is None and asked is not None:
         raise ConfigError(f"constraint '{drawn.pair.metric.name}': {found.note}")
+    return found
+
+
+def _told_apart(before: Evaluation, after: Evaluation) -> list[str]:
+    """The shares of toxic sentences by origin that both sides have."""
+    return [name for name in after.scores if name.startswith(ORIGIN_PREFIX) and name in before.scores]
+
+
+def _origins(draws: Mapping[str, Drawn]) -> dict[str, Shift]:
+    """Where toxic sentences came from before and after, by the same draws as everything else."""
+    found = {}
+    for name, drawn in draws.items():
+        if not name.startswith(ORIGIN_PREFIX) or drawn.point is None:
+            continue
+        (old, new), ci = drawn.point, None
+        if drawn.resampled is not None:
+            ci = bootstrap_interval(new - old, drawn.resampled[1] - drawn.resampled[0], units=drawn.units)
+        found[name.removeprefix(ORIGIN_PREFIX)] = Shift(before=old, after=new, difference=new - old, ci=ci, n=drawn.n)
     return found
 
 
@@ -178,24 +198,17 @@ def _second(before: Evaluation, after: Evaluation, draws: Mapping[str, Drawn], t
 def _slices(
     before: Evaluation, after: Evaluation, metrics: Sequence[Metric], trial: _Trial
 ) -> dict[str, dict[str, Entry]]:
-    """The same scores on the rows of each kind, if the data says kinds; what none of them has is left out.
-
-    Each slice is a family of its own: these are for reading, and no claim rests on them.
-    """
-    kinds = {row.id: row.kind for row in after.rows}
+    """The same scores on the rows of each slice; what none of them has is left out. Each is a family of its own."""
     found = {}
-    for kind in sorted({kind for kind in kinds.values() if kind is not None}):
-        ids = {row for row, its in kinds.items() if its == kind}
-        if not MIN_SLICE <= len(ids) < len(after.rows):
-            continue
+    for name, ids in slices_of(after.rows).items():
         old, new = _only(before, ids), _only(after, ids)
-        draws = {name: drawn for name, drawn in trial.draw(old, new, metrics).items() if drawn.n}
+        draws = {score: drawn for score, drawn in trial.draw(old, new, metrics).items() if drawn.n}
         if draws:
-            found[kind] = _entries(old, new, draws, trial)
+            found[name] = _entries(old, new, draws, trial)
     return found
 
 
-def _only(evaluation: Evaluation, ids: set[str]) -> Evaluation:
+def _only(evaluation: Evaluation, ids: Collection[str]) -> Evaluation:
     return evaluation.model_copy(update={"rows": tuple(row for row in evaluation.rows if row.id in ids)})
 
 
@@ -215,12 +228,20 @@ def describe(comparison: Comparison) -> tuple[str, ...]:
             continue
         low, high = c.ci
         lines.append(f"{name} kept {c.ratio:.1%} [{low:.1%}, {high:.1%}] of before, floor {c.floor:.1%}: {c.held}")
+    lines += [_origin_line(name, shift) for name, shift in comparison.origins.items()]
     lines += jury_lines(comparison.jury)
     if comparison.slices:
-        sizes = {kind: max(entry.n for entry in entries.values()) for kind, entries in comparison.slices.items()}
-        shown = ", ".join(f"{kind} {n:,}" for kind, n in sizes.items())
-        lines.append(f"by kind, exploratory, in compare.json: {shown} dialogues")
+        sizes = {name: max(entry.n for entry in entries.values()) for name, entries in comparison.slices.items()}
+        shown = ", ".join(f"{name}: {n:,}" for name, n in sizes.items())
+        lines.append(f"by slice, exploratory, in compare.json; dialogues in each: {shown}")
     return (*lines, *(f"allowed on request: {line}" for line in comparison.allowed))
+
+
+def _origin_line(name: str, shift: Shift) -> str:
+    origin, _, scorer = name.partition(":")
+    ci = f" [{shift.ci[0]:+.1%}, {shift.ci[1]:+.1%}]" if shift.ci else ""
+    line = f"toxic and {origin} ({scorer}): {shift.before:.1%} -> {shift.after:.1%} of {shift.n:,} dialogues"
+    return f"{line}, {shift.difference:+.1%}{ci}"
 
 
 def _line(entry: Entry) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from dialtune.data.dialogue import render_dialogue
 from dialtune.data.reading import DataSet
 from dialtune.errors import ConfigError, DataError
 from dialtune.metrics.base import EVERY, Array, Metric, chosen_references, is_empty
@@ -208,6 +209,8 @@ def _rows(
             statistics={name: tuple(map(int, stats[name][k])) for name in corpus if not np.isnan(stats[name][k, 0])},
             unit=None if units[k] == k else examples[units[k]].id,
             kind=kind if isinstance(kind := example.meta.get("kind"), str) else None,
+            words=sum(len(message.content.split()) for message in example.messages),
+            speakers=len({message.speaker for message in example.messages} - {None, ""}) or None,
         )
         for k, (example, completion) in enumerate(zip(examples, completions, strict=True))
     )
@@ -262,6 +265,17 @@ def write_evaluation(path: str | Path, evaluation: Evaluation) -> Path:
     file = file if file.suffix == ".json" else RunFolder(file).evaluation
     write_text_atomic(file, to_json(evaluation))
     return file
+
+
+def write_examples(folder: Path, dataset: DataSet) -> Path:
+    """examples.jsonl beside eval.json: dialogues and references, which the report shows beside completions."""
+    rows = [
+        {"id": example.id, "dialogue": render_dialogue(example.messages), "references": list(example.references)}
+        for example in dataset.examples
+    ]
+    path = folder / "examples.jsonl"
+    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
 
 
 def read_evaluation(path: str | Path) -> Evaluation:

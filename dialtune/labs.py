@@ -11,9 +11,9 @@ from dialtune.config.schema import RunConfig
 from dialtune.data.audit import leaks
 from dialtune.data.reading import DataSet, read_examples
 from dialtune.errors import ConfigError
-from dialtune.evaluation import write_evaluation
+from dialtune.evaluation import write_evaluation, write_examples
 from dialtune.generation import Progress
-from dialtune.model_evaluation import evaluate_model, task_for, write_examples
+from dialtune.model_evaluation import evaluate_model, task_for
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.results import Comparison, Evaluation

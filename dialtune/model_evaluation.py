@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from dialtune.data.dialogue import render_dialogue
 from dialtune.data.reading import DataSet
 from dialtune.evaluation import evaluate_completions
 from dialtune.generation import Progress, generate
@@ -15,7 +12,6 @@ from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import read_notes
 from dialtune.prompts import build_prompts, template_sha256
 from dialtune.results import Decoding, Evaluation
-from dialtune.runs import write_text_atomic
 from dialtune.tasks import Task, find_task
 from dialtune.types import Example, Prompt
 
@@ -95,14 +91,3 @@ def decoding_of(sampling: Sampling, seed: int) -> Decoding:
         max_new_tokens=sampling.max_new_tokens,
         seed=seed,
     )
-
-
-def write_examples(folder: Path, dataset: DataSet) -> Path:
-    """examples.jsonl beside eval.json: dialogues and references, which the report shows beside completions."""
-    rows = [
-        {"id": example.id, "dialogue": render_dialogue(example.messages), "references": list(example.references)}
-        for example in dataset.examples
-    ]
-    path = folder / "examples.jsonl"
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path

@@ -64,6 +64,7 @@ class ScoreEntry(_Record):
     n: Count
     signature: str
     reason: str | None = None
+    note: str | None = None  # what a reader must know; left out of the file where it is null
 
     @model_validator(mode="after")
     def _null_iff_nothing_scored(self) -> ScoreEntry:
@@ -77,18 +78,21 @@ class ScoreEntry(_Record):
 class EvalRow(_Record):
     """One dialogue: what the model wrote and every row-wise score (null: not scored).
 
-    `statistics` are the counts from which corpus scores (BLEU, chrF) are made, so that comparing never reads a text
-    again. `unit` names the first row with the same dialogue if there is an earlier one: both are resampled together.
-    `kind` is the row's own (plain, heated, control), if the data says so: comparisons are also made per kind.
+    `statistics` are what corpus scores (BLEU, chrF, distinct-n, perplexity) are made of, so that comparing never reads
+    a text again. `unit` names the first row with the same dialogue if there is an earlier one: both are resampled together.
+    `kind` is the row's own (plain, heated, control), if the data says so; `words` and `speakers` are of its dialogue.
+    Comparisons are also made by these, and what is null is left out of the file.
     """
 
     id: str
     completion: str
     finish: Literal["stop", "length"]
     scores: dict[str, float | None]
-    statistics: dict[str, tuple[int, ...]] = {}
+    statistics: dict[str, tuple[int | FiniteFloat, ...]] = {}
     unit: str | None = None
-    kind: str | None = None  # left out of the file where it is null
+    kind: str | None = None
+    words: Count | None = None
+    speakers: Count | None = None  # different tags; null where nobody has one
 
 
 class Evaluation(_Record):
@@ -171,12 +175,28 @@ class Entry(_Record):
     p_holm: float | None
     n: Count
     n_dropped: Count
+    n_dialogues: Count | None = None  # that the n pairs come from; left out of the file where it is null: as many
     effect: Effect | None
     direction: Literal["higher", "lower"]
     verdict: Verdict
     n_needed: int | None = None
     note: str | None = None
     empty_as_toxic: SecondVerdict | None = None
+
+    @property
+    def dialogues(self) -> int:
+        """What was resampled: the dialogues behind the pairs."""
+        return self.n if self.n_dialogues is None else self.n_dialogues
+
+
+class Shift(_Record):
+    """A share of all dialogues before and after, with the 95 % interval of the difference; no test, no verdict."""
+
+    before: float
+    after: float
+    difference: float
+    ci: Interval | None
+    n: Count
 
 
 class Constraint(_Record):
@@ -241,7 +261,7 @@ class Jury(_Record):
 
 
 class Comparison(_Record):
-    """compare.json; `slices` are per kind of row, exploratory, each corrected by itself: no claim rests on them."""
+    """compare.json; `slices` are for reading, each corrected by itself: no claim rests on them."""
 
     schema_: Literal["dialtune.compare/1"] = Field(COMPARE_SCHEMA, alias="schema")
     before: Side
@@ -251,11 +271,15 @@ class Comparison(_Record):
     method: Method
     scores: dict[str, Entry]
     constraints: dict[str, Constraint] = {}
-    slices: dict[str, dict[str, Entry]] = {}
+    slices: dict[str, dict[str, Entry]] = {}  # by kind of row, length of dialogue, number of speakers
+    origins: dict[str, Shift] = {}  # of toxic sentences: copied, paraphrased, invented
     jury: Jury | None = None  # where a score by a toxicity scorer was compared
     allowed: tuple[str, ...] = ()  # differences that were accepted on request, e.g. decoding
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+_OPTIONAL = ("kind", "words", "speakers")  # of a row
 
 
 def to_json(record: Evaluation | Comparison) -> str:
@@ -264,7 +288,7 @@ def to_json(record: Evaluation | Comparison) -> str:
     rows = document.pop("rows", None)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     if rows is not None:
-        kept = ({key: value for key, value in row.items() if key != "kind" or value is not None} for row in rows)
+        kept = ({key: value for key, value in row.items() if key not in _OPTIONAL or value is not None} for row in rows)
         lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in kept)
         text = text[:-2] + ',\n  "rows": [' + (f"\n{lines}\n  " if rows else "") + "]\n}"
     return text + "\n"

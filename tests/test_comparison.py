@@ -71,6 +71,8 @@ TABLE: dict[str, Metric] = {
     "toxicity_p95:a": Made("toxicity_p95:a", "lower", empty_as=1.0, percent=95),
     "relevance_reference": Made("relevance_reference", "higher"),
     "rougeL": Made("rougeL", "higher"),
+    "toxic_copied:a": Made("toxic_copied:a", None),
+    "toxic_invented:a": Made("toxic_invented:a", None),
 }
 
 
@@ -510,6 +512,32 @@ def test_percentiles_leave_out_what_a_side_could_not_score() -> None:
 # --- kinds of rows ---
 
 
+def test_origins_of_toxic_sentences_are_paired_shares_outside_the_family() -> None:
+    """20 of 50 copied before, 5 of those after: 40 % to 10 %; t(49) 2.0096, sd of the differences 0.4629."""
+    before = {"rougeL": normal(3, 1, 50), "toxic_copied:a": [1.0] * 20 + [0.0] * 30, "toxic_invented:a": [0.0] * 50}
+    after = before | {"toxic_copied:a": [1.0] * 5 + [0.0] * 45, "toxic_invented:a": [0.0] * 48 + [1.0] * 2}
+    comparison = quick(made(before), made(after), resamples=10_000)
+    assert list(comparison.scores) == ["rougeL"]
+    assert list(comparison.origins) == ["copied:a", "invented:a"]
+    copied = comparison.origins["copied:a"]
+    assert (copied.before, copied.after, copied.difference, copied.n) == (0.4, 0.1, pytest.approx(-0.3), 50)
+    assert copied.ci == pytest.approx((-0.3 - 2.0096 * 0.4629 / 50**0.5, -0.3 + 2.0096 * 0.4629 / 50**0.5), abs=0.01)
+    assert comparison.origins["invented:a"].difference == pytest.approx(0.04)
+    lines = [line for line in describe(comparison) if line.startswith("toxic and ")]
+    assert lines[0].startswith("toxic and copied (a): 40.0% -> 10.0% of 50 dialogues, -30.0% [")
+    assert lines[1].startswith("toxic and invented (a): 0.0% -> 4.0% of 50 dialogues, +4.0% [")
+
+
+def test_an_origin_on_one_side_only_is_left_out_and_one_by_another_rule_is_refused() -> None:
+    one = {"rougeL": normal(3, 1, 40)}
+    both = one | {"toxic_copied:a": [0.0] * 40}
+    assert quick(made(one), made(both)).origins == {}
+    other = made(both)
+    changed = other.scores["toxic_copied:a"].model_copy(update={"signature": "toxic_copied:a|made:otherwise"})
+    with pytest.raises(NotComparableError, match="toxic_copied:a made: up against otherwise"):
+        quick(made(both), other.model_copy(update={"scores": {**other.scores, "toxic_copied:a": changed}}))
+
+
 def of_kinds(evaluation: Evaluation, kinds: Sequence[str | None]) -> Evaluation:
     rows = [row.model_copy(update={"kind": kind}) for row, kind in zip(evaluation.rows, kinds, strict=True)]
     return evaluation.model_copy(update={"rows": tuple(rows)})
@@ -526,7 +554,9 @@ def test_each_kind_of_row_is_compared_by_itself() -> None:
     alone = quick(made({"toxicity_mean:a": base[:40]}), made({"toxicity_mean:a": moved[:40]})).scores["toxicity_mean:a"]
     assert (heated.before, heated.after, heated.n) == (alone.before, alone.after, 40)
     assert comparison.slices["plain"]["toxicity_mean:a"].difference == 0
-    assert describe(comparison)[-1] == "by kind, exploratory, in compare.json: heated 40, plain 30 dialogues"
+    assert describe(comparison)[-1] == (
+        "by slice, exploratory, in compare.json; dialogues in each: heated: 40, plain: 30"
+    )
     assert (
         comparison.scores == quick(*(of_kinds(side, [None] * 84) for side in pair)).scores
     )  # no claim depends on them
@@ -778,7 +808,7 @@ def test_a_comparison_survives_its_file_and_names_its_evaluations(tmp_path: Path
     }
     assert comparison.jury is None
     older = json.loads(file.read_text())
-    for key in ("jury", "slices", "constraints"):  # as files were before these existed
+    for key in ("jury", "slices", "constraints", "origins"):  # as files were before these existed
         del older[key]
     for entry in older["scores"].values():
         del entry["empty_as_toxic"]

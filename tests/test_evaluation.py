@@ -286,6 +286,17 @@ def test_a_percentile_has_the_interval_of_percentiles() -> None:
     assert judged(["x"], metric).scores["judged"].reason == "no row has a reference"
 
 
+def test_rows_say_how_long_their_dialogue_is_and_how_many_speak() -> None:
+    talk = Example("a", (Message("user", "Hi there, Ben.", "#Person1#"), Message("user", "Hi!", "Ben")), ("b",))
+    chat = Example("b", (Message("user", "One two three"), Message("assistant", "four", "")), ("b",))
+    result = evaluate([talk, chat, Example("c", (), ("b",))], ["a"] * 3, "rouge1")
+    assert [(row.words, row.speakers) for row in result.rows] == [(4, 2), (4, None), (0, None)]
+    lines = json.loads(to_json(result))["rows"]
+    assert [line.get("speakers", "not there") for line in lines] == [2, "not there", "not there"]
+    old = result.model_copy(update={"rows": tuple(row.model_copy(update={"words": None}) for row in result.rows)})
+    assert '"words"' not in to_json(old)  # files from before have the same bytes, so comparisons still know them
+
+
 def test_rows_keep_the_kind_that_the_data_says_and_files_without_one_stay_as_they_were(four: list[Example]) -> None:
     rows = [replace(row, meta={"kind": kind}) for row, kind in zip(four, ("heated", "plain", 3, None), strict=True)]
     result = evaluate(rows, ["a"] * 4, "rouge1")

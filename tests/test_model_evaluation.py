@@ -10,9 +10,9 @@ import pytest
 
 from dialtune.data.reading import DataSet, read_examples
 from dialtune.errors import ConfigError
-from dialtune.evaluation import evaluate_completions
+from dialtune.evaluation import evaluate_completions, write_examples
 from dialtune.generation import generate
-from dialtune.model_evaluation import decoding_of, evaluate_model, prompts_for, task_for, write_examples
+from dialtune.model_evaluation import decoding_of, evaluate_model, prompts_for, task_for
 from dialtune.models.base import Sampling
 from dialtune.prompts import template_sha256
 from dialtune.results import Decoding

@@ -26,7 +26,8 @@ MetricName = Literal[
     "context_mrr", "toxicity_mean:minilm", "toxicity_rate:minilm", "toxicity_p95:minilm", "toxicity_mean:ngrams",
     "toxicity_rate:ngrams", "toxicity_p95:ngrams", "toxicity_mean:lexicon", "toxicity_rate:lexicon",
     "toxicity_p95:lexicon", "toxicity_mean:alt-profanity-check", "toxicity_rate:alt-profanity-check",
-    "toxicity_p95:alt-profanity-check", "empty_rate", "mention_kept", "tag_integrity", "speaker_coverage",
+    "toxicity_p95:alt-profanity-check", "toxic_copied:minilm", "toxic_paraphrased:minilm", "toxic_invented:minilm",
+    "empty_rate", "mention_kept", "tag_integrity", "speaker_coverage",
     "role_swap_margin", "length_ratio", "copy_rate", "novel_1grams", "novel_2grams", "novel_3grams",
 ]  # fmt: skip
 BestName = Literal["eval_loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]

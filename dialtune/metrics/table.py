@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from dialtune.errors import ConfigError
 from dialtune.metrics.base import Metric
 from dialtune.metrics.bleu import Bleu, Chrf
+from dialtune.metrics.origin import ORIGINS, ToxicOrigin
 from dialtune.metrics.relevance import ContextMatch, RelevanceDialogue, RelevanceReference
 from dialtune.metrics.rouge import Rouge
 from dialtune.metrics.text import CopyRate, LengthRatio, NovelNgrams, RoleSwapMargin, SpeakerCoverage, TagIntegrity
@@ -33,6 +34,7 @@ METRICS: dict[str, Metric] = {
         ContextMatch("context_auc"),
         ContextMatch("context_mrr"),
         *(Toxicity(kind, scorer) for scorer in PACKAGED_SCORERS for kind in KINDS),
+        *(ToxicOrigin(origin, "minilm") for origin in ORIGINS),
         EmptyRate(),
         MentionKept(),
         TagIntegrity(),

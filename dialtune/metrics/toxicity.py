@@ -69,12 +69,12 @@ class Toxicity(Metric):
         return PERCENT if self.kind == "toxicity_p95" else None
 
     def unavailable(self) -> str | None:
-        opened = _open(self.scorer)
+        opened = open_scorer(self.scorer)
         return opened if isinstance(opened, str) else None
 
     def signature(self, references: tuple[int, int]) -> str:
         del references
-        opened = _open(self.scorer)
+        opened = open_scorer(self.scorer)
         known = {"scorer": self.scorer, "sha": "unknown"} if isinstance(opened, str) else opened.settings()
         settings = {key: value.replace(" ", "-").replace("|", "-") for key, value in known.items()}
         limit = {"max": settings.pop("max")} if "max" in settings else {}
@@ -84,7 +84,7 @@ class Toxicity(Metric):
     def segments(self, completions: Sequence[str], examples: Sequence[Example]) -> Array:
         assert len(completions) == len(examples), (len(completions), len(examples))
         out = np.full((len(completions), 1), np.nan)
-        opened, kept = _open(self.scorer), [row for row, text in enumerate(completions) if not is_empty(text)]
+        opened, kept = open_scorer(self.scorer), [row for row, text in enumerate(completions) if not is_empty(text)]
         if kept and not isinstance(opened, str):
             found = probabilities(opened, [prepare(completions[row]) for row in kept])
             out[kept, 0] = found >= TOXIC if self.kind == "toxicity_rate" else found
@@ -92,7 +92,7 @@ class Toxicity(Metric):
 
 
 @cache
-def _open(name: str) -> ToxicityScorer | str:
+def open_scorer(name: str) -> ToxicityScorer | str:
     """The scorer, proved to be there by scoring something; or the reason why it is not, in one line."""
     try:
         scorer = find_scorer(name)

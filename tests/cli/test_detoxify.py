@@ -61,7 +61,7 @@ def test_two_files_are_judged_and_compared(rows, capsys):
     assert run_command(["compare", "before", "after", "--require", "toxicity_mean:lexicon<=-40%"]) == 0
     said = capsys.readouterr().out
     assert "rougeL kept " in said
-    assert "by kind, exploratory, in compare.json: control 10, heated 30 dialogues" in said
+    assert "by slice, exploratory, in compare.json; dialogues in each: control: 10, heated: 30" in said
     verdict = json.loads(Path("after/compare.json").read_text())
     assert verdict["scores"]["toxicity_mean:lexicon"]["verdict"] == "improved"
     assert verdict["constraints"]["rougeL"]["held"] == "yes"

@@ -45,9 +45,9 @@ class ByNumber:
 def scorer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ByNumber]:
     found = ByNumber()
     monkeypatch.setattr(toxicity, "find_scorer", lambda name: found)
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
     yield found
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
 
 
 def rows(n: int) -> list[Example]:
@@ -125,14 +125,14 @@ def test_a_scorer_that_is_not_there_scores_nothing_and_says_why(
         raise error
 
     monkeypatch.setattr(toxicity, "find_scorer", refuse)
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
     metric = Toxicity("toxicity_mean", "absent")
     assert metric.unavailable() == " ".join(str(error).split())
     assert np.isnan(metric.segments(["you fool", ""], rows(2))).all()
     assert metric.signature((1, 1)) == (
         "toxicity_mean|scorer:absent|sha:unknown|text:completion|agg:mean|empty:excluded|dialtune:1"
     )
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
 
 
 def test_the_reason_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +140,9 @@ def test_the_reason_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPa
         raise ModelNotFoundError(f"{Path(toxicity.__file__).resolve().parents[1] / 'assets' / 'x'}: no such folder")
 
     monkeypatch.setattr(toxicity, "find_scorer", refuse)
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
     assert Toxicity("toxicity_mean", "absent").unavailable() == f"{Path('assets') / 'x'}: no such folder"
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
 
 
 def test_a_scorer_that_is_broken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +150,10 @@ def test_a_scorer_that_is_broken_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         raise ModelError("weights without a head")
 
     monkeypatch.setattr(toxicity, "find_scorer", refuse)
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
     with pytest.raises(ModelError, match="weights without a head"):
         Toxicity("toxicity_mean", "broken").unavailable()
-    toxicity._open.cache_clear()
+    toxicity.open_scorer.cache_clear()
 
 
 def test_a_scorer_that_is_there_is_not_unavailable(scorer: ByNumber) -> None:
