@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dialtune.cli.plan import TwoPilots, print_plan
 from dialtune.cli.progress import counting, say, showing, training
 
 if TYPE_CHECKING:
+    from dialtune.config.grid import Grid
+    from dialtune.config.schema import RunConfig
     from dialtune.data.reading import DataSet
     from dialtune.models.base import LanguageModel, Sampling
     from dialtune.results import Evaluation
@@ -101,8 +104,12 @@ def sft(
     use_peft: Annotated[bool | None, typer.Option("--use_peft", "--lora", help="LoRA instead of all weights.")] = None,
     seed: Annotated[int | None, recipe_key("seed", "Of everything random.")] = None,
 ) -> None:
-    """Fine-tune on dialogues and their gold texts; every key: dialtune config explain."""
-    from dialtune.config.loading import load_config
+    """Fine-tune on dialogues and their gold texts; every key: dialtune config explain.
+
+    A list where one value is expected, such as learning_rate: [1e-5, 3e-5], makes a grid: a run for every combination,
+    and a table.
+    """
+    from dialtune.config.grid import Grid, load_runs
 
     flags = {
         "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "use_peft": use_peft,
@@ -112,15 +119,13 @@ def sft(
     }  # fmt: skip
     if recipe and config:
         raise typer.BadParameter("RECIPE and --config are the same thing; give one")
-    loaded = load_config(recipe or config, overrides or (), **flags)
-    from dialtune.trainers.sft_run import preview_sft, run_sft  # torch, so only once the recipe is known to be good
-
+    loaded = load_runs(recipe or config, overrides or (), **flags)
     if dry_run:
-        typer.echo("\n".join(preview_sft(loaded)))
-        return
-    with training(loaded.logging_steps) as show:
-        result = run_sft(loaded, resume=resume, force=force, on_event=show)
-    typer.echo(f"{result}: done. Next: dialtune evaluate --model {result} --data FILE --out FOLDER")
+        typer.echo("\n".join(_preview(loaded)))
+    elif isinstance(loaded, Grid):
+        typer.echo("\n".join(_train_grid(loaded, resume, force)))
+    else:
+        typer.echo(_train(loaded, resume, force))
 
 
 @app.command()
@@ -163,7 +168,7 @@ def generate(
         _write_completions(out, prompts, completions)
 
 
-@app.command()
+@app.command(cls=TwoPilots)
 def evaluate(
     data: Data = None,
     model: Model = None,
@@ -189,11 +194,23 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: DType = "auto",
+    plan: Annotated[
+        str | None, typer.Option(metavar="CLAIM", help="Evaluate nothing; dialogues to show a claim: 'toxicity -20%'.")
+    ] = None,
+    pilot: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BEFORE [AFTER]", help="Where --plan takes variance from."),
+    ] = None,
+    rho: Annotated[float, typer.Option(help="Correlation to assume, with one evaluation as --pilot.")] = 0.5,
+    power: Annotated[float, typer.Option(help="Chance that --plan's dialogues show a true change.")] = 0.8,
 ) -> None:
     """Score a model, or a file of predictions, against gold texts; writes eval.json."""
     from dialtune.data.reading import read_examples
-    from dialtune.evaluation import write_evaluation
+    from dialtune.evaluation import write_evaluation, write_examples
 
+    if plan is not None:
+        print_plan(plan, pilot or (), rho, power)
+        return
     _one_of("--model or --predictions", model, predictions)
     _one_of("--data", data)
     _one_of("--out", out)
@@ -210,7 +227,9 @@ def evaluate(
         with counting("generating") as progress:
             evaluation = evaluate_model(_open(model, device, dtype), dataset, chosen, progress=progress, **judged)
     typer.echo(_table(evaluation))
-    typer.echo(f"written: {write_evaluation(out or Path(), evaluation)}")
+    written = write_evaluation(out or Path(), evaluation)
+    write_examples(written.parent, dataset)
+    typer.echo(f"written: {written}")
 
 
 @app.command()
@@ -273,6 +292,37 @@ def report(
     from dialtune.report.build import build_report
 
     typer.echo(f"written: {build_report(run, out)}")
+
+
+# --- sft; torch is loaded only once the recipe is known to be good ---
+
+
+def _preview(loaded: RunConfig | Grid) -> list[str]:
+    from dialtune.config.grid import Grid
+
+    if isinstance(loaded, Grid):
+        from dialtune.trainers.grid_run import preview_grid
+
+        return preview_grid(loaded)
+    from dialtune.trainers.sft_run import preview_sft
+
+    return preview_sft(loaded)
+
+
+def _train(config: RunConfig, resume: str | None, force: bool) -> str:
+    from dialtune.trainers.sft_run import run_sft
+
+    with training(config.logging_steps) as show:
+        result = run_sft(config, resume=resume, force=force, on_event=show)
+    return f"{result}: done. Next: dialtune evaluate --model {result} --data FILE --out FOLDER"
+
+
+def _train_grid(grid: Grid, resume: str | None, force: bool) -> list[str]:
+    from dialtune.trainers.grid_run import describe_grid, run_grid
+
+    with training(grid.runs[0].config.logging_steps) as show:
+        record = run_grid(grid, resume=resume, force=force, on_event=show)
+    return [*describe_grid(grid, record), f"Next: dialtune report {grid.output_dir}"]
 
 
 # --- what the commands share ---
