@@ -5,8 +5,8 @@ BIN := .venv/bin
 .PHONY: demo test check slow docs bench bench-summarize bench-sft bench-rl bench-detox toxicity-scorer setup setup-dev setup-bench \
 	setup-bench-trl011 clean
 
-demo: setup                        ## the main job, offline: evaluate, train, evaluate, compare, report
-	$(BIN)/dialtune demo --job summarize --out runs/demo  # detoxify joins once it is measured as a whole
+demo: setup                        ## the jobs, offline: evaluate, train, evaluate, compare, report
+	$(BIN)/dialtune demo --out runs/demo
 
 test: setup-dev                    ## the test suite
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
