@@ -97,7 +97,7 @@ def build_prompts(
 def render_prompt(turns: Sequence[Message], template: Template) -> tuple[Message, ...]:
     """The chat messages of a prompt: optional system message, then one user message or the turns themselves."""
     if template.user is None:
-        messages = tuple(Message(turn.role, turn.content) for turn in turns)
+        messages = tuple(turn if turn.speaker is None else Message(turn.role, turn.content) for turn in turns)
     else:
         # replace, not format: braces in a dialogue are text
         messages = (Message("user", template.user.replace("{dialogue}", render_dialogue(turns))),)

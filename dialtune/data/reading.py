@@ -39,7 +39,8 @@ class DataSet:
     """The examples of one source, and what was not read.
 
     `counts` holds rows, examples, without_reference, regrouped (rows merged into the example before them) and one
-    `dropped: <kind>` per kind of bad row. `references` is (min, max) per example.
+    `dropped: <kind>` per kind of bad row. `references` is (min, max) per example. `dialogues` are the whole dialogues
+    that replies were made of (data/turns.py); empty where each example is one itself.
     """
 
     name: str
@@ -49,12 +50,19 @@ class DataSet:
     problems: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     references: tuple[int, int] = (0, 0)
+    dialogues: tuple[Example, ...] = ()
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the sorted (id, normalised messages, references): same rows in any order, same fingerprint."""
+        """sha256 over the sorted (id, normalised messages, references): same rows in any order, same fingerprint.
+
+        Of replies it is that of their dialogues with each reply's context told by its roles, so that what is said in a
+        dialogue is read once and not once for every reply.
+        """
         digest = hashlib.sha256()
-        for line in sorted(_canonical(example) for example in self.examples):
+        lines = [_canonical(example) for example in self.dialogues or self.examples]
+        lines += [_outline(example) for example in self.examples if self.dialogues]
+        for line in sorted(lines):
             digest.update(line.encode("utf-8") + b"\n")
         return digest.hexdigest()
 
@@ -338,6 +346,13 @@ def _with_reference(before: Example, example: Example) -> Example:
 def _canonical(example: Example) -> str:
     messages = [[m.role, m.speaker, _squeezed(m.content)] for m in example.messages]
     return json.dumps([example.id, messages, [_squeezed(text) for text in example.references]], ensure_ascii=False)
+
+
+def _outline(example: Example) -> str:
+    """A reply: whose turns are before it, how the first of them begins, and what is replied."""
+    roles = "".join(message.role[0] for message in example.messages)
+    first = _squeezed(example.messages[0].content)
+    return json.dumps([example.id, roles, first, [_squeezed(text) for text in example.references]], ensure_ascii=False)
 
 
 def _squeezed(text: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from dialtune.data.decoding import BLOCK, ByteSource, Line, parse_object, text_lines
+from dialtune.data.dialogue import EOU
 from dialtune.data.json_array import ArrayReader
 from dialtune.errors import ConfigError, DataError, MissingExtraError
 
@@ -98,7 +99,10 @@ def _scan_json(source: ByteSource) -> Iterator[RawRow]:
 
 
 def _scan_txt(source: ByteSource) -> Iterator[RawRow]:
+    """One dialogue a line, as DailyDialog is written; the last turn may lack its mark."""
     for number, raw, text, reason in text_lines(source):
+        if not reason and EOU not in text:
+            reason = f"no {EOU}: a line of a text file is one dialogue, each turn of which ends in {EOU}"
         yield RawRow(number, None if reason else {"dialogue": text.strip()}, reason, raw)
 
 
