@@ -19,10 +19,12 @@ from dialtune.types import Example, Prompt
 def task_for(name: str, model: str, template: str | None = None) -> tuple[Task, int | None]:
     """The task as this model was trained to be asked it, and its prompt budget in tokens.
 
-    A model that dialtune saved says its template and budget in dialtune.json; an explicit `template` wins.
+    A model that dialtune saved says its template and budget in dialtune.json; it counts for every task that is asked in
+    the same way, so that a start policy and what became of it are. An explicit `template` wins.
     """
     task, notes = find_task(name), read_notes(model)
-    chosen = template or (notes.get("template") if notes.get("task") == name else None)
+    trained = TASKS.get(notes.get("task", ""))
+    chosen = template or (notes.get("template") if trained and trained.template == task.template else None)
     return (replace(task, template=chosen) if chosen else task), notes.get("max_prompt_length")
 
 

@@ -54,6 +54,12 @@ def test_notes_of_another_task_choose_no_template(tmp_path: Path) -> None:
     assert task_for("summarize", model) == (SUMMARIZE, 77)
 
 
+def test_a_start_policy_and_what_became_of_it_are_asked_alike(tmp_path: Path) -> None:
+    model = _noted(tmp_path, task="summarize", template="plain", max_prompt_length=77)
+    assert task_for("detoxify", model)[0].template == "plain"
+    assert task_for("respond", model)[0].template == "respond"  # its prompt is of another kind
+
+
 def test_a_model_without_notes_gets_the_tasks_own_template() -> None:
     assert task_for("summarize", "org/model") == (SUMMARIZE, None)
     with pytest.raises(ConfigError, match=r"task: got 'sing'; known: summarize"):
