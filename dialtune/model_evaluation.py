@@ -12,7 +12,7 @@ from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import read_notes
 from dialtune.prompts import build_prompts, template_sha256
 from dialtune.results import Decoding, Evaluation
-from dialtune.tasks import Task, find_task
+from dialtune.tasks import TASKS, Task, find_task
 from dialtune.types import Example, Prompt
 
 
