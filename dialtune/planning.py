@@ -22,7 +22,6 @@ from dialtune.verdicts import NO_VERDICT_BELOW
 
 POWER = 0.8
 RHO = 0.5  # correlation of the two sides' scores on a dialogue, where one side alone is known
-_RATES = ("toxicity_rate", "empty_rate", "mention_kept")  # scores that are 0 or 1 for a dialogue
 _CLAIM = re.compile(r"\s*(?P<name>[A-Za-z_][\w:./#-]*?)\s*(?P<size>[+-]\s*\d+(?:\.\d+)?)\s*(?P<unit>%?)\s*")
 _FORM = "write NAME -20% (relative) or NAME +2 (in the score's own unit), sign included"
 
@@ -124,10 +123,10 @@ def _named(asked: str, spreads: Mapping[str, Spread]) -> list[str]:
 
 
 def _of_comparison(comparison: Comparison) -> dict[str, Spread]:
-    return {name: spread for name, entry in comparison.scores.items() if (spread := _of_entry(name, entry))}
+    return {name: spread for name, entry in comparison.scores.items() if (spread := _of_entry(entry))}
 
 
-def _of_entry(name: str, entry: Entry) -> Spread | None:
+def _of_entry(entry: Entry) -> Spread | None:
     """From the paired differences: their sd by dz, or by the interval for a score of the whole corpus."""
     if entry.before is None or entry.difference is None or entry.ci is None:
         return None
@@ -135,11 +134,26 @@ def _of_entry(name: str, entry: Entry) -> Spread | None:
         sd = abs(entry.difference / entry.effect.dz)
     else:
         sd = _sd_from(entry.ci, entry.n)
-    discordant = entry.effect.better + entry.effect.worse if entry.effect and _is_rate(name) else None
+    differing = _differing(entry)
     source = f"sd {sd:.3g} of {entry.n:,} paired differences"
-    if discordant is not None:
-        source = f"{discordant:.1%} of {entry.n:,} dialogues that differ between the sides"
-    return Spread(entry.before, entry.n, sd, _is_rate(name), source, discordant)
+    if differing is not None:
+        source = f"{differing:.1%} of {entry.n:,} dialogues that differ between the sides"
+    return Spread(entry.before, entry.n, sd, differing is not None, source, differing)
+
+
+def _differing(entry: Entry) -> float | None:
+    """The share of dialogues that differ, if all differences are -1, 0 or 1; None for any other score.
+
+    Then the mean is the difference of the two shares, and mean and shares give the sd: m2 = u + w, var = m2 - mean^2.
+    """
+    effect = entry.effect
+    if effect is None or effect.dz is None or entry.difference is None or entry.n < 2:
+        return None
+    both, mean = effect.better + effect.worse, entry.difference
+    sd = math.sqrt(max(0.0, both - mean**2) * entry.n / (entry.n - 1))
+    is_rate = math.isclose(abs(effect.better - effect.worse), abs(mean), abs_tol=1e-9)
+    is_rate = is_rate and math.isclose(effect.dz * sd, mean, rel_tol=1e-6, abs_tol=1e-9)
+    return both if is_rate else None
 
 
 def _of_evaluation(evaluation: Evaluation, rho: float) -> dict[str, Spread]:
@@ -156,17 +170,14 @@ def _of_evaluation(evaluation: Evaluation, rho: float) -> dict[str, Spread]:
         sd = _sd_from(score.ci, score.n) if whole else float(np.std(values, ddof=1))
         source = f"sd {sd:.3g} of {score.n:,} dialogues, assumed on both sides with correlation {rho:g}"
         both = sd_of_difference(sd, sd, rho)
-        found[name] = Spread(score.value, score.n, both, _is_rate(name), source, rho=rho)
+        rate = bool(values) and set(values) <= {0.0, 1.0}
+        found[name] = Spread(score.value, score.n, both, rate, source, rho=rho)
     return found
 
 
 def _sd_from(ci: tuple[float, float], n: int) -> float:
     """The sd per dialogue that an interval of a mean over n of them implies."""
     return (ci[1] - ci[0]) / 2 / t_quantile(0.95, max(1, n - 1)) * math.sqrt(n)
-
-
-def _is_rate(name: str) -> bool:
-    return name.partition(":")[0] in _RATES
 
 
 def _plan(claim: Claim, name: str, spread: Spread, family: int, alpha: float, power: float) -> Plan:

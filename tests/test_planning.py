@@ -18,7 +18,6 @@ from dialtune.cli.app import run_command
 from dialtune.comparison import write_comparison
 from dialtune.errors import ConfigError
 from dialtune.evaluation import write_evaluation
-from dialtune.metrics.table import METRICS
 from dialtune.planning import Claim, Plan, describe_plans, parse_claim, plan
 from dialtune.results import (
     Comparison,
@@ -230,7 +229,7 @@ def test_a_change_that_cannot_be_is_refused() -> None:
         (f"{MEAN} -120%", 0.3, "would become -0.06, outside its scale"),
         (f"{RATE} +0.9", 0.5, "would become 1.4, outside its scale"),
         (f"{MEAN} -20%", 0.0, r"is 0 in the pilot, so a share of it means nothing; claim .* \+0\.01"),
-        ("role_swap_margin +20%", 0.3, "has no true zero"),
+        ("context_margin +20%", 0.3, "has no true zero"),
     ):
         values = [1.0, 0.0] * 20 if value == 0.5 else [value] * 40
         with pytest.raises(ConfigError, match=reason):
@@ -242,12 +241,16 @@ def test_a_correlation_outside_its_range_is_refused() -> None:
         plan(parse_claim("rougeL +1"), evaluated({"rougeL": spread(30, 9)}), rho=1.0)
 
 
-def test_scores_that_are_zero_or_one_are_known_by_name() -> None:
-    from dialtune.metrics.toxicity import EmptyRate
-    from dialtune.planning import _RATES
-
-    assert all(any(name.partition(":")[0] == rate for name in METRICS) for rate in _RATES)
-    assert EmptyRate.name in _RATES
+def test_a_score_of_zeros_and_ones_is_a_rate_whatever_its_name() -> None:
+    before, after = rates(100, 5, 1)
+    renamed = [
+        evaluated({"tag_integrity": [row.scores[RATE] or 0.0 for row in side.rows], "rougeL": spread(30, 9, 100)})
+        for side in (before, after)
+    ]
+    assert one("tag_integrity -0.04", (renamed[0], renamed[1])).n == 292
+    assert "paired differences" in one("rougeL +1", (renamed[0], evaluated({
+        "tag_integrity": [0.0] * 100, "rougeL": [x + k % 3 for k, x in enumerate(spread(30, 9, 100))]
+    }))).source  # fmt: skip
 
 
 # --- in words, and from the command line ---
