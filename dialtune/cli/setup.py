@@ -11,22 +11,6 @@ app = typer.Typer()
 config_app = typer.Typer(no_args_is_help=True, help="Show a recipe resolved; explain its keys.")
 app.add_typer(config_app, name="config")
 
-TEMPLATE = """\
-# Run it: dialtune sft {file}     look first: dialtune sft {file} --dry-run
-# Every other key, with range and default: dialtune config explain
-task: {task}
-model: {model}  # hub name, local folder, or packaged: smollm2-135m
-data:
-  train: {train}  # jsonl, csv or parquet; packaged:train; hub:org/name:train
-  validation: {validation}  # chooses the best checkpoint
-output_dir: runs/{name}
-num_train_epochs: 3
-{learning}
-per_device_train_batch_size: 8  # lower it, and raise gradient_accumulation_steps, if memory runs out
-"""
-FULL = "learning_rate: 5e-5  # all weights are trained; with lora the default is 2e-4"
-LORA = "lora: {r: 16}  # trains a small adapter; learning_rate is then 2e-4"
-
 
 @app.command()
 def doctor(
@@ -74,28 +58,31 @@ def _examine_rl(recipe: str | None) -> None:
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Option(help="What the model shall learn.")] = "summarize",
+    task: Annotated[str, typer.Option(help="What the model shall learn: summarize, respond, detoxify.")] = "summarize",
     model: Annotated[str, typer.Option(help="Hub name, folder or packaged name.")] = "smollm2-135m",
-    train: Annotated[str, typer.Option(help="Rows to learn from.")] = "packaged:train",
-    validation: Annotated[str, typer.Option(help="Rows that choose the best checkpoint.")] = "packaged:validation",
+    method: Annotated[
+        str | None, typer.Option(help="sft, grpo, rloo or ppo; the task's usual one if left out.", show_default=False)
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Rows to learn from; packaged ones if left out.", show_default=False)
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Rows that choose the best checkpoint.", show_default=False)
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train a small adapter instead of all weights.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a commented recipe of eight keys."""
-    from dialtune.config.loading import check_text
+    from dialtune.config.writing import write_recipe
     from dialtune.errors import ConfigError
     from dialtune.runs import write_text_atomic
 
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists already; choose another name with --out, or --force replaces it")
-    name = f"{task}-{model.rstrip('/').rpartition('/')[2]}"
-    learning = LORA if lora else FULL
-    values = {"task": task, "model": model, "train": train, "validation": validation, "name": name}
-    text = TEMPLATE.format(file=out, learning=learning, **values)
-    check_text(text, str(out))
+    text = write_recipe(task, model, method=method, data=(train, validation), lora=lora, file=str(out))
     write_text_atomic(out, text)
-    typer.echo(f"{out}: written. Look first: dialtune sft {out} --dry-run")
+    typer.echo(f"{out}: written. {text.splitlines()[0].removeprefix('# ')}")
 
 
 @config_app.command()

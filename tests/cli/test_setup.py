@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dialtune import diagnosis
 from dialtune.cli.app import run_command
-from dialtune.config.loading import load_config
+from dialtune.config.loading import load_config, load_rl_config
 
 
 @pytest.fixture(autouse=True)
@@ -18,19 +17,22 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_init_writes_a_commented_recipe_of_eight_keys_that_loads(capsys):
+def test_init_writes_a_commented_recipe_that_loads_and_says_what_is_next(capsys):
     assert run_command(["init", "--task", "summarize", "--model", "google/flan-t5-base"]) == 0
     assert capsys.readouterr().out == "recipe.yaml: written. Look first: dialtune sft recipe.yaml --dry-run\n"
-    text = Path("recipe.yaml").read_text()
-    values = yaml.safe_load(text)
-    leaves = [leaf for value in values.values() for leaf in (value if isinstance(value, dict) else [value])]
-    assert len(leaves) == 8
-    assert text.count("#") >= 6
     config = load_config("recipe.yaml")
     assert (config.model, config.output_dir) == ("google/flan-t5-base", "runs/summarize-flan-t5-base")
+    assert config.template == "summarize-flan"
 
 
-def test_init_with_lora_keeps_to_eight_keys():
+def test_init_for_detoxify_names_the_commands_of_rewards(capsys):
+    assert run_command(["init", "--task", "detoxify", "--model", "google/flan-t5-base", "-o", "d.yaml"]) == 0
+    assert capsys.readouterr().out == "d.yaml: written. Look first: dialtune doctor rl d.yaml\n"
+    assert load_rl_config("d.yaml").method == "grpo"
+    assert run_command(["config", "show", "d.yaml"]) == 0
+
+
+def test_init_with_lora_trains_an_adapter():
     assert run_command(["init", "--lora", "--out", "l.yaml"]) == 0
     config = load_config("l.yaml")
     assert config.lora.r == 16
@@ -49,7 +51,7 @@ def test_init_does_not_replace_a_file_unasked(capsys):
 
 def test_init_refuses_an_unknown_task_and_writes_nothing(capsys):
     assert run_command(["init", "--task", "sumarize"]) == 2
-    assert "task: got 'sumarize'; allowed summarize" in capsys.readouterr().err
+    assert "task: got 'sumarize'; known: summarize, respond, detoxify" in capsys.readouterr().err
     assert not Path("recipe.yaml").exists()
 
 
