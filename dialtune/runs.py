@@ -66,6 +66,16 @@ class RunFolder:
         return self.path / "compare.json"
 
     @property
+    def grid(self) -> Path:
+        """grid.json, in a folder of runs."""
+        return self.path / "grid.json"
+
+    @property
+    def best(self) -> Path:
+        """best, in a folder of runs: a link to the one that is the result."""
+        return self.path / "best"
+
+    @property
     def report(self) -> Path:
         """report.html."""
         return self.path / "report.html"

@@ -10,11 +10,9 @@ import typer
 from typer.core import TyperCommand
 
 from dialtune.cli.plan import TwoPilots, print_plan
-from dialtune.cli.progress import counting, say, showing, training
+from dialtune.cli.progress import counting, say, showing
 
 if TYPE_CHECKING:
-    from dialtune.config.grid import Grid
-    from dialtune.config.schema import RunConfig
     from dialtune.data.reading import DataSet
     from dialtune.models.base import LanguageModel, Sampling
     from dialtune.results import Evaluation
@@ -109,7 +107,8 @@ def sft(
     A list where one value is expected, such as learning_rate: [1e-5, 3e-5], makes a grid: a run for every combination,
     and a table.
     """
-    from dialtune.config.grid import Grid, load_runs
+    from dialtune.cli.sft import print_preview, train
+    from dialtune.config.grid import load_runs
 
     flags = {
         "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "use_peft": use_peft,
@@ -121,11 +120,9 @@ def sft(
         raise typer.BadParameter("RECIPE and --config are the same thing; give one")
     loaded = load_runs(recipe or config, overrides or (), **flags)
     if dry_run:
-        typer.echo("\n".join(_preview(loaded)))
-    elif isinstance(loaded, Grid):
-        typer.echo("\n".join(_train_grid(loaded, resume, force)))
+        print_preview(loaded)
     else:
-        typer.echo(_train(loaded, resume, force))
+        train(loaded, resume, force)
 
 
 @app.command()
@@ -292,37 +289,6 @@ def report(
     from dialtune.report.build import build_report
 
     typer.echo(f"written: {build_report(run, out)}")
-
-
-# --- sft; torch is loaded only once the recipe is known to be good ---
-
-
-def _preview(loaded: RunConfig | Grid) -> list[str]:
-    from dialtune.config.grid import Grid
-
-    if isinstance(loaded, Grid):
-        from dialtune.trainers.grid_run import preview_grid
-
-        return preview_grid(loaded)
-    from dialtune.trainers.sft_run import preview_sft
-
-    return preview_sft(loaded)
-
-
-def _train(config: RunConfig, resume: str | None, force: bool) -> str:
-    from dialtune.trainers.sft_run import run_sft
-
-    with training(config.logging_steps) as show:
-        result = run_sft(config, resume=resume, force=force, on_event=show)
-    return f"{result}: done. Next: dialtune evaluate --model {result} --data FILE --out FOLDER"
-
-
-def _train_grid(grid: Grid, resume: str | None, force: bool) -> list[str]:
-    from dialtune.trainers.grid_run import describe_grid, run_grid
-
-    with training(grid.runs[0].config.logging_steps) as show:
-        record = run_grid(grid, resume=resume, force=force, on_event=show)
-    return [*describe_grid(grid, record), f"Next: dialtune report {grid.output_dir}"]
 
 
 # --- what the commands share ---

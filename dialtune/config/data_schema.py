@@ -55,6 +55,12 @@ class TurnsConfig(Section):
     per_dialogue: int | None = Field(
         None, description="Replies of one dialogue at most, spread evenly over it; null: every one.", ge=1
     )
+    pack: bool | Literal["auto"] = Field(
+        "auto",
+        description="One forward pass for several replies of a dialogue, on decoder-only models. auto: for those whose "
+        "contexts begin at the same turn, which changes speed and no loss; true: also for later ones, which then see "
+        "more turns than window or max_prompt_length leave them; false: a pass per reply.",
+    )
 
 
 class DataConfig(Section):

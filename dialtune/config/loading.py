@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,22 +67,23 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **flags:
     Raises:
         ConfigError: with every problem of every source, one line each, and a last line that counts them.
     """
-    return _validated(_layers(path, overrides, flags), RunConfig)
+    return _validated(read_layers(path, overrides, flags), RunConfig)
 
 
 def load_rl_config(path: str | Path | None, overrides: Sequence[str] = (), **flags: object) -> RLConfig:
     """The same for reinforcement learning."""
-    return _validated(_layers(path, overrides, flags), RLConfig)
+    return _validated(read_layers(path, overrides, flags), RLConfig)
 
 
 def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     """The same for either: a recipe that names a `method` is one of reinforcement learning."""
-    layers = _layers(path, overrides, {})
+    layers = read_layers(path, overrides, {})
     is_rl = any(key == ("method",) for layer in layers for key in layer.values)
     return _validated(layers, RLConfig) if is_rl else _validated(layers, RunConfig)
 
 
-def _layers(path: str | Path | None, overrides: Sequence[str], flags: dict[str, object]) -> list[Layer]:
+def read_layers(path: str | Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> list[Layer]:
+    """Every source of a recipe as it is written, the ones that win last."""
     layers = [] if path is None else [read_file(find_recipe(path))]
     layers += [read_override(text, 1 + index) for index, text in enumerate(overrides)]
     return layers + read_flags(flags, 1 + len(overrides))
@@ -114,18 +115,36 @@ def explain_topic(topic: str) -> list[tuple[str, str, str, str]]:
 
 
 def _validated(layers: list[Layer], schema: type[_Schema]) -> _Schema:
+    merged = merge_layers(layers)
+    config, problems = validate(merged, schema)
+    if config is None or problems:
+        raise refusal(problems, "rl" if schema is RLConfig else "")
+    return config
+
+
+def merge_layers(layers: Sequence[Layer]) -> Layer:
+    """One layer in our spelling: what is said later wins, and the problems of all."""
     problems: list[Problem] = [problem for layer in layers for problem in layer.problems]
     merged = Layer(layers[0].top if layers else Place(0, 0, 0, "command line"))
     for layer in layers:
         _merge(merged, _canonical(layer, problems))
+    merged.problems = problems
+    return merged
+
+
+def validate(merged: Layer, schema: type[_Schema]) -> tuple[_Schema | None, list[Problem]]:
+    """(the resolved recipe, or None; every problem with it, those of form included)."""
     try:
-        config = schema.model_validate(_nest(merged.values)).resolve()
+        return schema.model_validate(_nest(merged.values)).resolve(), merged.problems
     except ValidationError as error:
-        reported = {text.partition(":")[0] for _, text in problems}
-        problems += [p for p in _explain(error.errors(), merged, schema) if p[1].partition(":")[0] not in reported]
-    if problems:
-        raise ConfigError([*_lines(problems), _last_line(problems, "rl" if schema is RLConfig else "")])
-    return config
+        reported = {text.partition(":")[0] for _, text in merged.problems}
+        found = [p for p in _explain(error.errors(), merged, schema) if p[1].partition(":")[0] not in reported]
+        return None, merged.problems + found
+
+
+def refusal(problems: Sequence[Problem], everything: str = "") -> ConfigError:
+    """The error of a recipe with these problems, a line each, and a last line that counts them."""
+    return ConfigError([*_lines(problems), _last_line(problems, everything)])
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -244,6 +263,8 @@ def _explain(errors: Iterable[ErrorDetails], merged: Layer, schema: type[Trainin
         else:
             got = _shown(error["input"])
             place, text = merged.place(path), f"got {got}; allowed {allowed(field)}{_attempt(field, error['input'])}"
+            if isinstance(error["input"], list) and "list of" not in allowed(field):
+                text += " (a list makes a grid, which only dialtune sft runs)"
         problems[path] = place, f"{'.'.join(path)}: {text}"
     return [problem for path, problem in problems.items() if not any(path[:n] in problems for n in range(1, len(path)))]
 
@@ -305,7 +326,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "…" + text[-1]
 
 
-def _lines(problems: list[Problem]) -> list[str]:
+def _lines(problems: Sequence[Problem]) -> list[str]:
     lines = []
     for place, text in sorted(problems, key=lambda problem: problem[0]):
         key, _, rest = text.partition(": ")
@@ -313,7 +334,7 @@ def _lines(problems: list[Problem]) -> list[str]:
     return lines
 
 
-def _last_line(problems: list[Problem], everything: str) -> str:
+def _last_line(problems: Sequence[Problem], everything: str) -> str:
     keys = {text.partition(":")[0].partition(".") for _, text in problems}
     sections = {head for head, dot, _ in keys if dot} | {"" for _, dot, _ in keys if not dot}
     topic = sections.pop() if len(sections) == 1 and "" not in sections else everything

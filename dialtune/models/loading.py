@@ -164,7 +164,12 @@ def read_notes(name: str) -> dict[str, Any]:
 
 
 def _result_of_run(folder: Path) -> Path:
-    """The checkpoint that a run folder's newest checkpoint names as the result; any other folder as it is."""
+    """The checkpoint that a run folder's newest checkpoint names as the result, or a grid's best run's; any other
+    folder as it is.
+    """
+    run = RunFolder(folder)
+    if run.grid.is_file() and run.best.is_dir():
+        folder = run.best
     checkpoints = RunFolder(folder).checkpoints()
     if not checkpoints or (folder / "config.json").is_file():
         return folder

@@ -103,9 +103,14 @@ def read_data(config: TrainingConfig, source: str, limit: int | None) -> DataSet
 
 def prompts_of(config: TrainingConfig, task: Task, model: LanguageModel, examples: Sequence[Example]) -> list[Prompt]:
     """Prompts that fit both the recipe's budget and the model, whole turns dropped and counted."""
-    limits = [limit for limit in (config.max_prompt_length, model.max_prompt_tokens) if limit is not None]
-    limit = min(limits) if limits else None
+    limit = prompt_limit(config, model)
     return build_prompts(examples, task, max_prompt_tokens=limit, count_tokens=model.count_tokens)
+
+
+def prompt_limit(config: TrainingConfig, model: LanguageModel) -> int | None:
+    """The most tokens of a prompt: the recipe's budget or the model's limit; None: there is neither."""
+    limits = [limit for limit in (config.max_prompt_length, model.max_prompt_tokens) if limit is not None]
+    return min(limits) if limits else None
 
 
 def start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
@@ -117,6 +122,8 @@ def start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
     Raises:
         ConfigError: the folder holds a run already, or newer checkpoints than the one named.
     """
+    if run.grid.exists():
+        raise ConfigError(f"output_dir: {run.path} holds a grid of runs; choose another output_dir for a single run")
     if resume is None:
         if run.checkpoints():
             raise ConfigError(

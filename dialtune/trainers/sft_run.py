@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from dialtune.models.lora import count_parameters
 from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
 from dialtune.tasks import Task
 from dialtune.trainers.batching import TokenRow, tokenize_rows
+from dialtune.trainers.packing import join_replies
 from dialtune.trainers.setup import (
     check_same_run,
     command_line,
     data_facts,
     open_for_training,
+    prompt_limit,
     prompts_of,
     read_data,
     result_of,
@@ -38,6 +41,16 @@ from dialtune.types import Example
 
 
 @dataclass(frozen=True, slots=True)
+class Targets:
+    """The texts to learn, tokenised; `n_cut` of the `n` targets were over the cap."""
+
+    rows: list[TokenRow]
+    n: int
+    n_cut: int
+    dropped_turns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything that stands before the first update."""
 
@@ -46,10 +59,14 @@ class Prepared:
     model: OpenModel
     train: DataSet
     validation: DataSet | None
-    rows: list[TokenRow]
+    targets: Targets
     validation_rows: list[TokenRow]
-    dropped_turns: int
     fingerprint: str
+
+    @property
+    def rows(self) -> list[TokenRow]:
+        """What an epoch goes through: a target a row, or the replies of a dialogue in one."""
+        return self.targets.rows
 
 
 def run_sft(
@@ -115,12 +132,12 @@ def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     if config.data.validation is not None:
         validation = read_data(config, config.data.validation, config.data.max_validation_rows)
     model = open_for_training(config, weights)
-    rows, dropped = _tokenize(config, task, model, train)
-    validation_rows = [] if validation is None else _tokenize(config, task, model, validation)[0]
+    targets = _tokenize(config, task, model, train)
+    validation_rows = [] if validation is None else _tokenize(config, task, model, validation).rows
     fingerprint = ":".join(
         [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
     )
-    return Prepared(config, task, model, train, validation, rows, validation_rows, dropped, fingerprint)
+    return Prepared(config, task, model, train, validation, targets, validation_rows, fingerprint)
 
 
 def preview_sft(config: RunConfig) -> list[str]:
@@ -129,12 +146,12 @@ def preview_sft(config: RunConfig) -> list[str]:
     prepared = prepare(config)
     lines = [to_yaml(config).rstrip(), "", _summary(prepared)]
     lengths = sorted(row.length for row in prepared.rows)
-    targets = sum(len(row.response) for row in prepared.rows)
+    learned = sum(row.n_learned for row in prepared.rows)
     trainable, _ = count_parameters(prepared.model.module)
     # AdamW keeps two fp32 numbers per trained weight and one gradient; activations come on top.
     fixed = sum(p.numel() * p.element_size() for p in prepared.model.module.parameters()) + 12 * trainable
     lines += [
-        f"tokens: {sum(lengths):,} in all, {targets:,} of them learned; per row median {lengths[len(lengths) // 2]}, "
+        f"tokens: {sum(lengths):,} in all, {learned:,} of them learned; per row median {lengths[len(lengths) // 2]}, "
         f"longest {lengths[-1]}",
         f"memory: about {fixed / 1e9:.2f} GB for weights, gradients and optimizer, plus activations",
     ]
@@ -144,20 +161,34 @@ def preview_sft(config: RunConfig) -> list[str]:
 
 
 def _marked(model: LanguageModel, row: TokenRow) -> str:
-    learned = "".join(f"[{piece}]" for piece in model.tokens(row.response))
-    return "".join(model.tokens(row.query)) + " " + learned
+    learn = row.learn or (True,) * len(row.response)
+    pieces = zip(model.tokens(row.response), learn, strict=True)
+    marked = "".join(f"[{piece}]" if is_learned else piece for piece, is_learned in pieces)
+    return "".join(model.tokens(row.query)) + " " + marked
 
 
-def _tokenize(config: RunConfig, task: Task, model: LanguageModel, data: DataSet) -> tuple[list[TokenRow], int]:
+def _tokenize(config: RunConfig, task: Task, model: LanguageModel, data: DataSet) -> Targets:
     usable = [(example, text) for example in data.examples if (text := _target(example, config.data.reference))]
     if not usable:
         raise DataError(
             f"{data.name}: none of {len(data.examples)} rows has a reference {config.data.reference!r} to learn from; "
             "name the column with data.reference or data.columns"
         )
-    prompts = prompts_of(config, task, model, [example for example, _ in usable])
+    examples = [example for example, _ in usable]
+    prompts = prompts_of(config, task, model, examples)
     rows = tokenize_rows(model, prompts, [text for _, text in usable], max_response=config.max_completion_length)
-    return rows, sum(prompt.dropped_turns for prompt in prompts)
+    n, n_cut, dropped = len(rows), sum(1 for row in rows if row.cut), sum(prompt.dropped_turns for prompt in prompts)
+    if task.name == "respond" and config.data.turns.pack:
+        rows = join_replies(model, examples, prompts, rows, max_length=_row_limit(config, model))
+    return Targets(rows, n, n_cut, dropped)
+
+
+def _row_limit(config: RunConfig, model: LanguageModel) -> int | None:
+    """Tokens of a row with replies that see more than their own prompts hold; None: there are none."""
+    if config.data.turns.pack is not True:
+        return None
+    limit = prompt_limit(config, model)
+    return sys.maxsize if limit is None else limit + config.max_completion_length
 
 
 def _target(example: Example, reference: str) -> str:
@@ -213,8 +244,10 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "model": prepared.model.info.model_dump(),
         "parameters": {"trainable": trainable, "total": total},
         "data": data_facts({"train": prepared.train, "validation": prepared.validation}),
-        "dropped_turns": prepared.dropped_turns,
-        "cut_targets": sum(1 for row in prepared.rows if row.cut),
+        "targets": prepared.targets.n,
+        "rows": len(prepared.rows),
+        "dropped_turns": prepared.targets.dropped_turns,
+        "cut_targets": prepared.targets.n_cut,
         "fingerprint": prepared.fingerprint,
     }
 
@@ -224,12 +257,12 @@ def _summary(prepared: Prepared) -> str:
     config = prepared.config
     precision = "bf16 products" if config.bf16 is True else "fp16 products" if config.fp16 else "fp32"
     plan = Plan(tuple(row.length for row in prepared.rows), config)
-    cut = sum(1 for row in prepared.rows if row.cut)
+    targets, n_rows = prepared.targets, len(prepared.rows)
     parts = [
         f"{prepared.model.name}: {total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M trained, {precision}, "
         f"on {prepared.model.device}",
-        f"{len(prepared.rows):,} rows ({prepared.train.layout})",
+        f"{f'{targets.n:,} replies in ' if targets.n > n_rows else ''}{n_rows:,} rows ({prepared.train.layout})",
         f"{plan.total_steps:,} updates, {plan.steps_per_epoch:,} per epoch",
     ]
-    parts += [f"{prepared.dropped_turns} turns dropped to fit"] if prepared.dropped_turns else []
-    return "; ".join(parts + ([f"{cut} targets cut"] if cut else []))
+    parts += [f"{targets.dropped_turns} turns dropped to fit"] if targets.dropped_turns else []
+    return "; ".join(parts + ([f"{targets.n_cut} targets cut"] if targets.n_cut else []))

@@ -72,7 +72,8 @@ def test_one_problem_in_a_section_names_the_section_to_look_up():
         ("num_train_epochs: true", "3:19: num_train_epochs: got true; allowed number, above 0; try 3.0"),
         ("learning_rate: .nan", "3:16: learning_rate: got nan; allowed number, above 0 and at most 1; try 5e-05"),
         ("max_steps: 1.5", "3:12: max_steps: got 1.5; allowed integer, at least -1; try -1"),
-        ("seed: [1, 2]", "3:7: seed: got [1, 2]; allowed integer, at least 0 and at most 4,294,967,295; try 42"),
+        ("seed: [1, 2]", "3:7: seed: got [1, 2]; allowed integer, at least 0 and at most 4,294,967,295; try 42 (a list makes a grid, "
+            "which only dialtune sft runs)"),
         ("lora: {target_modules: [1]}", "3:24: lora.target_modules: got [1]; allowed text or list of text, not empty; try all-linear"),
         ("generation: 5", "3:13: generation: got 5; allowed section"),
         ("num_beams: 4", "3:1: num_beams: unknown key; did you mean 'generation.num_beams'?"),
