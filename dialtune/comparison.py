@@ -169,7 +169,8 @@ def _entries(before: Evaluation, after: Evaluation, draws: Mapping[str, Drawn], 
     entries = {}
     for name, drawn in draws.items():
         left_out = empty if drawn.pair.metric.empty_as is not None else 0.0
-        rule = Rule(trial.alpha, len(p_holm), trial.leaked, trial.minimal.get(name), left_out)
+        warning = after.scores[name].note or before.scores[name].note
+        rule = Rule(trial.alpha, len(p_holm), trial.leaked, trial.minimal.get(name), left_out, warning)
         absent = after.scores[name].reason or before.scores[name].reason
         silence = second_verdict(second[name], p_second[name], rule) if name in second else None
         entries[name] = entry_of(drawn, p_holm.get(name), rule, absent, silence)
@@ -256,7 +257,8 @@ def _line(entry: Entry) -> str:
     if entry.p_holm is not None:
         parts.append("p < 0.0001" if entry.p_holm < 0.0001 else f"p {entry.p_holm:.4f}")
     dropped = f" ({entry.n_dropped} not scored)" if entry.n_dropped else ""
-    line = ", ".join([*parts, f"n {entry.n:,}{dropped}"]) + f": {_verdict_words(entry)}"
+    of = f" in {entry.n_dialogues:,} dialogues" if entry.n_dialogues is not None else ""
+    line = ", ".join([*parts, f"n {entry.n:,}{of}{dropped}"]) + f": {_verdict_words(entry)}"
     return f"{line} ({entry.note})" if entry.note else line
 
 
@@ -311,7 +313,7 @@ class Gate:
             )
         else:
             met, wanted = low >= sign * self.bound, "the whole interval must keep it"
-        if met and entry.n >= NO_VERDICT_BELOW:
+        if met and entry.dialogues >= NO_VERDICT_BELOW:
             return None
         if met:
             wanted = f"gates need {NO_VERDICT_BELOW} dialogues"

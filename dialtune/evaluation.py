@@ -20,18 +20,14 @@ from dialtune.data.dialogue import render_dialogue
 from dialtune.data.reading import DataSet
 from dialtune.errors import ConfigError, DataError
 from dialtune.metrics.base import EVERY, Array, Metric, chosen_references, is_empty
+from dialtune.metrics.contexts import dialogue_units
 from dialtune.metrics.table import METRICS, look_up, unknown_metric
-from dialtune.results import DataInfo, Decoding, EvalRow, Evaluation, ModelInfo, ScoreEntry, to_json
+from dialtune.results import DataInfo, Decoding, EvalRow, Evaluation, ModelInfo, to_json
+from dialtune.rewards.score import open_score
 from dialtune.runs import RunFolder, write_text_atomic
+from dialtune.score_entries import score_entries
 from dialtune.seeds import seed_for
-from dialtune.statistics import (
-    RESAMPLES,
-    bootstrap_interval,
-    percentile,
-    resampled_percentiles,
-    resampled_sums,
-    unit_sums,
-)
+from dialtune.statistics import RESAMPLES
 from dialtune.types import Completion, Example, FinishReason
 
 FILE_DECODING = Decoding(strategy="file")  # how predictions from a file were decoded is not known
@@ -51,6 +47,7 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
     template_sha256: str = NO_TEMPLATE,
     dropped_turns: int = 0,
     leakage: Mapping[str, int] | None = None,
+    train: Sequence[Example] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Evaluation:
@@ -59,7 +56,8 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
     Args:
         dataset: its examples, ids unique.
         completions: one for each example, found by `example_id`, in any order. Empty texts count as 0.
-        metrics: names that `metrics.table.look_up` knows, or metrics. One whose tool is not installed is not scored.
+        metrics: names that `metrics.table.look_up` knows, or metrics. One whose tool is not installed is not scored,
+            and one that asks the model itself only if `reply_likelihood.bind_likelihoods` has asked it.
         reference: `first`, a reference's name such as `summary2`, `mean`, `max`, or `auto` (mean if a row has several).
             With `mean` and several references the ROUGE scores come with their `_max` companions.
         model: what wrote the completions.
@@ -68,6 +66,7 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
         template_sha256: of the prompt template.
         dropped_turns: turns cut to fit the token budget, over all rows.
         leakage: `{"exact": n, "near": n}` rows that are also in the training data, if that was looked at.
+        train: what the model was trained on; its most frequent replies are those that `generic_rate` counts.
         seed: of the resampling.
         resamples: draws for the intervals.
 
@@ -78,13 +77,14 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
     examples = dataset.examples
     ordered = _align(examples, completions)
     reference = resolve_reference(reference, examples)
-    chosen = resolve_metrics(metrics, reference, examples)
+    resolved = resolve_metrics(metrics, reference, examples)
+    chosen = [open_score(metric.with_rows(examples, train), model.name) for metric in resolved]
     references = _span(examples)
     texts = [completion.text for completion in ordered]
     absent = {metric.name: reason for metric in chosen if (reason := metric.unavailable())}
     nothing = np.full((len(examples), 1), np.nan)
     stats = {m.name: nothing if m.name in absent else m.segments(texts, examples) for m in chosen}
-    units = _units(examples)
+    units = dialogue_units(examples)
     draws = {"resamples": resamples, "seed": seed_for(seed, "bootstrap")}
     headline = [metric for metric in chosen if metric.direction and metric.every_row and metric.name not in absent]
     scored = [~np.isnan(stats[metric.name][:, 0]) for metric in headline]
@@ -107,7 +107,7 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
         n_truncated=sum(completion.finish == "length" for completion in ordered),
         n_empty=sum(is_empty(text) for text in texts),
         n_scored=int(np.all(scored, axis=0).sum()) if scored else len(ordered),
-        scores=_scores([(metric, absent.get(metric.name)) for metric in chosen], stats, units, references, draws),
+        scores=score_entries([(metric, absent.get(metric.name)) for metric in chosen], stats, units, references, draws),
         rows=_rows(examples, ordered, chosen, stats, units),
     )
 
@@ -179,18 +179,6 @@ def _first(problems: list[str]) -> list[str]:
     return problems if more <= 0 else [*problems[:_SHOWN], f"and {more:,} more like these"]
 
 
-def _units(examples: Sequence[Example]) -> list[int]:
-    """Per row the first row with the same dialogue: copies are resampled together (evaluation.md, section 7)."""
-    seen: dict[str, int] = {}
-    out = []
-    for place, example in enumerate(examples):
-        spoken = [(message.speaker, " ".join(message.content.lower().split())) for message in example.messages]
-        # A row without any text is nobody's copy.
-        key = repr(spoken) if any(content for _, content in spoken) else f"row {place}"
-        out.append(seen.setdefault(key, place))
-    return out
-
-
 def _rows(
     examples: Sequence[Example],
     completions: Sequence[Completion],
@@ -206,7 +194,7 @@ def _rows(
             completion=completion.text,
             finish=completion.finish,
             scores={name: _number(stats[name][k, 0]) for name in by_row},
-            statistics={name: tuple(map(int, stats[name][k])) for name in corpus if not np.isnan(stats[name][k, 0])},
+            statistics={name: _statistics(stats[name][k]) for name in corpus if not np.isnan(stats[name][k, 0])},
             unit=None if units[k] == k else examples[units[k]].id,
             kind=kind if isinstance(kind := example.meta.get("kind"), str) else None,
             words=sum(len(message.content.split()) for message in example.messages),
@@ -216,47 +204,13 @@ def _rows(
     )
 
 
+def _statistics(row: Array) -> tuple[int | float, ...]:
+    """The row without its padding; counts as whole numbers."""
+    return tuple(int(value) if value == int(value) else float(value) for value in row[~np.isnan(row)])
+
+
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _scores(
-    metrics: Sequence[tuple[Metric, str | None]],
-    stats: Mapping[str, Array],
-    units: Sequence[int],
-    references: tuple[int, int],
-    draws: Mapping[str, int],
-) -> dict[str, ScoreEntry]:
-    """One entry per metric, which comes with the reason why it could not be used; all under the same draws."""
-    _, unit = np.unique(units, return_inverse=True)
-    blocks = []
-    for metric, _ in metrics:
-        kept = ~np.isnan(stats[metric.name][:, :1])
-        blocks.append(unit_sums(np.hstack([np.where(kept, stats[metric.name], 0.0), kept]), unit))
-    resampled = resampled_sums(np.hstack(blocks), **draws)
-    scores, start = {}, 0
-    for (metric, absent), block in zip(metrics, blocks, strict=True):
-        drawn = resampled[:, start : start + block.shape[1]]
-        start += block.shape[1]
-        n, n_units = int(block[:, -1].sum()), int(np.count_nonzero(block[:, -1]))
-        signed = metric.signature(references)
-        if n == 0:
-            reason = absent or f"no row has {metric.needs}"
-            scores[metric.name] = ScoreEntry(value=None, ci=None, n=0, signature=signed, reason=reason)
-            continue
-        if metric.percent is None:
-            total = block.sum(axis=0)
-            value = float(metric.combine(total[:-1], total[-1]))
-            drawn = drawn[drawn[:, -1] > 0]  # a draw may miss the few rows that were scored
-            values = metric.combine(drawn[:, :-1], drawn[:, -1])
-        else:
-            column = stats[metric.name][:, 0]
-            value = percentile(column[~np.isnan(column)], metric.percent)
-            values = resampled_percentiles(column, unit, metric.percent, **draws)
-            values = values[~np.isnan(values)]
-        ci = bootstrap_interval(value, values, units=n_units) if n_units > 1 else None
-        scores[metric.name] = ScoreEntry(value=value, ci=ci, n=n, signature=signed)
-    return scores
 
 
 def write_evaluation(path: str | Path, evaluation: Evaluation) -> Path:

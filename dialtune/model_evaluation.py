@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from dialtune.data.reading import DataSet
 from dialtune.evaluation import evaluate_completions
 from dialtune.generation import Progress, generate
+from dialtune.metrics.base import Metric
 from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import read_notes
 from dialtune.prompts import build_prompts, template_sha256
+from dialtune.reply_likelihood import bind_likelihoods
 from dialtune.results import Decoding, Evaluation
 from dialtune.tasks import TASKS, Task, find_task
 from dialtune.types import Example, Prompt
@@ -41,15 +44,16 @@ def evaluate_model(  # noqa: PLR0913  what a score depends on is stated by the c
     task: Task,
     *,
     sampling: Sampling | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | Metric] | None = None,
     reference: str = "auto",
     max_prompt_tokens: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
     leakage: Mapping[str, int] | None = None,
+    train: Sequence[Example] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Write a completion for every example and score it.
+    """Write a completion for every example and score it; ask how likely the true replies are, if a metric wants that.
 
     Args:
         model: any family.
@@ -62,15 +66,20 @@ def evaluate_model(  # noqa: PLR0913  what a score depends on is stated by the c
         batch_size: prompts per forward.
         seed: of decoding and resampling.
         leakage: rows that training has seen, if that was looked at.
-        progress: called after each batch.
+        train: what the model was trained on; see `evaluation.evaluate_completions`.
+        progress: called after each batch, of completions and then of contexts.
     """
     sampling = sampling or Sampling(max_new_tokens=task.max_new_tokens)
     prompts = prompts_for(model, dataset.examples, task, max_prompt_tokens)
     completions = generate(model, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
+    ask = partial(prompts_for, model, task=task, budget=max_prompt_tokens)
+    chosen = bind_likelihoods(
+        metrics or task.metrics, model, dataset.examples, ask, batch_size=batch_size, progress=progress
+    )
     return evaluate_completions(
         dataset,
         completions,
-        metrics or task.metrics,
+        chosen,
         reference=reference,
         model=model.info,
         task=task.name,
@@ -78,6 +87,7 @@ def evaluate_model(  # noqa: PLR0913  what a score depends on is stated by the c
         template_sha256=template_sha256(task.template),
         dropped_turns=sum(prompt.dropped_turns for prompt in prompts),
         leakage=leakage,
+        train=train,
         seed=seed,
     )
 

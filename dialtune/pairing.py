@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from dialtune.errors import ConfigError, NotComparableError
 from dialtune.metrics.base import Array, Metric, is_empty
+from dialtune.metrics.reply import ngram_ids
+from dialtune.rarefaction import NgramCounts, ngram_counts
 from dialtune.results import Evaluation
 from dialtune.seeds import seed_for
 from dialtune.statistics import (
@@ -24,6 +26,8 @@ from dialtune.statistics import (
     swapped_sums,
     unit_sums,
 )
+
+NGRAM_TRIALS = 10_000  # swaps of a score that counts distinct n-grams anew for each of them
 
 
 def family_of(
@@ -127,7 +131,7 @@ class Pair:
     """One score on both sides; `columns` per unit (U, 2K+1): summed statistics before, after, and pairs kept.
 
     `old` and `new` hold the values per row (N,) of a row-wise score, NaN where the pair was not scored, and `unit` (N,)
-    the unit of each row.
+    the unit of each row. `ngrams` counts those of a score with a budget, before and after.
     """
 
     metric: Metric
@@ -136,14 +140,16 @@ class Pair:
     new: Array | None
     unit: NDArray[np.intp]
     dropped: int
+    ngrams: NgramCounts | None = None
 
     @property
     def differences(self) -> Array | None:
-        """(n,) per scored pair; None for a corpus score."""
+        """Mean change of the pairs of each unit that has one; None for a corpus score."""
         if self.old is None or self.new is None:
             return None
-        change: Array = self.new - self.old
-        return change[~np.isnan(change)]
+        old, new, n = self.columns[self.columns[:, -1] > 0].T
+        change: Array = (new - old) / n
+        return change
 
     @property
     def width(self) -> int:
@@ -176,11 +182,19 @@ def pair_rows(before: Evaluation, after: Evaluation, metric: Metric, *, count_em
     place = {row.id: k for k, row in enumerate(before.rows)}
     old = _statistics(before, metric, count_empty)[[place[row.id] for row in after.rows]]
     new = _statistics(after, metric, count_empty)
+    if old.shape[1] != new.shape[1]:  # n-grams of the longest row, or a side that was not scored
+        width = max(old.shape[1], new.shape[1])
+        old, new = (np.pad(side, ((0, 0), (0, width - side.shape[1])), constant_values=np.nan) for side in (old, new))
     kept = ~(np.isnan(old[:, 0]) | np.isnan(new[:, 0]))
-    rows = np.hstack([np.where(kept[:, None], side, 0.0) for side in (old, new)] + [kept[:, None]])
     _, unit = np.unique([row.unit or row.id for row in after.rows], return_inverse=True)
+    ngrams = None
+    if metric.budget is not None:
+        clean = (np.where(kept[:, None], side, 0.0) for side in (old, new))
+        ngrams = ngram_counts([ngram_ids(side) for side in clean], unit)
+        old, new = old[:, :1], new[:, :1]  # how many there are
+    rows = np.hstack([np.where(kept[:, None], side, 0.0) for side in (old, new)] + [kept[:, None]])
     by_row = tuple(np.where(kept, side[:, 0], np.nan) for side in (old, new)) if metric.row_wise else (None, None)
-    return Pair(metric, unit_sums(rows, unit), by_row[0], by_row[1], unit, int((~kept).sum()))
+    return Pair(metric, unit_sums(rows, unit), by_row[0], by_row[1], unit, int((~kept).sum()), ngrams)
 
 
 def _statistics(evaluation: Evaluation, metric: Metric, count_empty: bool) -> Array:
@@ -194,7 +208,8 @@ def _statistics(evaluation: Evaluation, metric: Metric, count_empty: bool) -> Ar
         return np.array([[math.nan if value is None else value] for value in values], dtype=np.float64)
     counts = [row.statistics.get(metric.name) for row in evaluation.rows]
     width = max((len(row) for row in counts if row), default=1)
-    return np.array([row or (math.nan,) * width for row in counts], dtype=np.float64)
+    filled = [(*(row or ()), *[math.nan] * (width - len(row or ()))) for row in counts]
+    return np.array(filled, dtype=np.float64)
 
 
 def draw(pairs: Sequence[Pair], *, seed: int, resamples: int, permutations: int) -> list[Drawn]:
@@ -212,6 +227,8 @@ def draw(pairs: Sequence[Pair], *, seed: int, resamples: int, permutations: int)
         wide, narrow = pair.columns.shape[1], pair.width
         if not pair.columns[:, -1].any():
             out.append(Drawn(pair, 0, 0, None, None, None))
+        elif pair.ngrams is not None and pair.metric.budget is not None:
+            out.append(_of_ngrams(pair, pair.ngrams, pair.metric.budget, draws, swaps))
         elif pair.metric.percent is None:
             out.append(_drawn(pair, _of_sums(pair, sums[:, at : at + wide], moved[:, at_moved : at_moved + narrow])))
         else:
@@ -242,6 +259,22 @@ def _of_percentiles(
     whole = ~np.isnan(drawn[0])
     swapped = swapped_percentiles(pair.old, pair.new, pair.unit, percent, **swaps)
     return (old, new), (drawn[0][whole], drawn[1][whole]), (swapped[:, 0], swapped[:, 1])
+
+
+def _of_ngrams(
+    pair: Pair, ngrams: NgramCounts, budget: int, draws: Mapping[str, int], swaps: Mapping[str, int]
+) -> Drawn:
+    """The same for a share of distinct n-grams: half-samples instead of draws; without one on both sides, nothing."""
+    old, new = ngrams.distinct(budget)
+    if np.isnan(old) or np.isnan(new):
+        return Drawn(pair, 0, 0, None, None, None)
+    swapped = ngrams.swapped(budget, trials=min(NGRAM_TRIALS, swaps["trials"]), seed=swaps["seed"])
+    swapped = swapped[:, ~np.isnan(swapped).any(axis=0)]
+    halves = ngrams.half_samples(budget, **draws) if ngrams.units > 1 else np.full((2, 0), np.nan)
+    halves = halves[:, ~np.isnan(halves).any(axis=0)]
+    drawn = _drawn(pair, ((old, new), (halves[0], halves[1]), (swapped[0], swapped[1])))
+    # Halves that are too short for the budget are no sample of all halves once they are many.
+    return drawn if halves.shape[1] > draws["resamples"] // 2 else replace(drawn, resampled=None)
 
 
 def _drawn(pair: Pair, scores: tuple[_Sides, _Sides, _Sides]) -> Drawn:

@@ -41,7 +41,7 @@ class NgramCounts:
     @property
     def units(self) -> int:
         """U."""
-        return self.lone.shape[1]
+        return int(self.lone.shape[1])
 
     def distinct(self, budget: int) -> Array:
         """(S,) share of distinct n-grams among `budget`; NaN for a side that has fewer."""
@@ -65,21 +65,25 @@ class NgramCounts:
     def swapped(self, budget: int, *, trials: int, seed: int = 0) -> Array:
         """(2,R) shares before and after, when a random half of the units swaps sides; as `statistics.swapped_sums`."""
         assert len(self.shared) == 2, self.shared.shape
-        sides = self._sides()
         blocks = []
         for moved in swaps(self.units, trials, seed):
             for start in range(0, len(moved), self._rows()):
                 new = moved[start : start + self._rows()].astype(np.float32)
-                mixed = [(w @ sides[0][k] + (1 - w) @ sides[1][k] for k in (0, 1)) for w in (1 - new, new)]
-                blocks.append(np.stack([self._distinct(*side, budget) for side in mixed]))
+                blocks.append(np.stack([self._mixed(weights, budget) for weights in (1 - new, new)]))
         return np.concatenate(blocks, axis=1)
+
+    def _mixed(self, weights: Counts, budget: int) -> Array:
+        """(R,) of units taken from the first side where the weight (R,U) is 1, from the second where it is 0."""
+        (one, one_lone), (other, other_lone) = self._sides()
+        rest = 1 - weights
+        return self._distinct(weights @ one + rest @ other, weights @ one_lone + rest @ other_lone, budget)
 
     def _sides(self) -> list[tuple[Counts, Counts]]:
         return list(zip(self.shared, self.lone, strict=True))
 
     def _rows(self) -> int:
         """Draws at a time."""
-        return max(1, _CELLS // max(self.units, self.shared.shape[2], 1))
+        return max(1, _CELLS // max(self.units, int(self.shared.shape[2])))
 
     def _distinct(self, shared: Counts, lone: Counts, budget: int) -> Array:
         """(R,) from counts of kinds (R,V) and how many other kinds occur how often (R,C+1)."""

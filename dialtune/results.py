@@ -79,9 +79,9 @@ class EvalRow(_Record):
     """One dialogue: what the model wrote and every row-wise score (null: not scored).
 
     `statistics` are what corpus scores (BLEU, chrF, distinct-n, perplexity) are made of, so that comparing never reads
-    a text again. `unit` names the first row with the same dialogue if there is an earlier one: both are resampled together.
-    `kind` is the row's own (plain, heated, control), if the data says so; `words` and `speakers` are of its dialogue.
-    Comparisons are also made by these, and what is null is left out of the file.
+    a text again. `unit` names the first row of the same dialogue if there is an earlier one (a copy, or another reply):
+    all of them are resampled together. `kind` is the row's own (plain, heated, control), if the data says so; `words`
+    and `speakers` are of its dialogue. Comparisons are also made by these, and what is null is left out of the file.
     """
 
     id: str
@@ -286,6 +286,10 @@ def to_json(record: Evaluation | Comparison) -> str:
     """The file's text: two-space indent, a row a line, non-ASCII kept, a newline at the end, same value same bytes."""
     document = record.model_dump(mode="json", by_alias=True)
     rows = document.pop("rows", None)
+    optional = "note" if isinstance(record, Evaluation) else "n_dialogues"  # of a score
+    for entry in (e for scores in (document["scores"], *document.get("slices", {}).values()) for e in scores.values()):
+        if entry[optional] is None:
+            del entry[optional]
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     if rows is not None:
         kept = ({key: value for key, value in row.items() if key not in _OPTIONAL or value is not None} for row in rows)

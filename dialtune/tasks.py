@@ -37,7 +37,10 @@ TASKS: dict[str, Task] = {
             template="respond",
             metrics=(
                 *("bleu", "rouge1", "rouge2", "rougeL", "chrf"),
-                *("relevance_dialogue", "relevance_reference", "length_ratio", "empty_rate"),
+                *("relevance_reference", "relevance_dialogue", "context_auc", "context_mrr"),
+                *("context_margin", "context_margin_last", "context_ll_auc", "context_ll_mrr", "perplexity"),
+                *("generic_rate", "echo_rate", "repetition_rate", "distinct_1", "distinct_2"),
+                *("empty_rate", "length_ratio", "copy_rate"),
             ),
             max_new_tokens=64,
         ),

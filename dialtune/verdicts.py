@@ -25,6 +25,7 @@ class Rule:
     leaked: int
     minimal: float | None
     empty: float = 0.0  # share of the candidate's completions that are empty and that the score leaves out
+    warning: str | None = None  # what a reader of the score must know
 
 
 def entry_of(
@@ -35,6 +36,7 @@ def entry_of(
     direction = metric.direction
     assert direction is not None, metric.name
     common = {"direction": direction, "n": drawn.n, "n_dropped": drawn.pair.dropped, "empty_as_toxic": silence}
+    common["n_dialogues"] = drawn.units if drawn.units != drawn.n else None
     if drawn.point is None:
         blank = dict.fromkeys(("before", "after", "difference", "relative", "ci", "p", "p_holm", "effect"))
         why = absent or "no pair was scored on both sides"
@@ -48,6 +50,8 @@ def entry_of(
         relative_ci = _relative_interval(drawn)
         n_needed = _n_needed(drawn, rule, difference)
     verdict, note = decide(difference, ci, p_holm, drawn.units, direction, rule)
+    if rule.warning:
+        note = f"{note}; {rule.warning}" if note else rule.warning
     return Entry(
         before=old,
         after=new,
@@ -129,7 +133,9 @@ def _relative_interval(drawn: Drawn) -> tuple[float, float] | None:
     ratios = _ratios(drawn)
     if ratios is None or drawn.point is None:
         return None
-    return bootstrap_interval(drawn.point[1] / drawn.point[0] - 1, ratios - 1, units=drawn.units)
+    ratio, log = drawn.point[1] / drawn.point[0], drawn.pair.metric.log_scale
+    low, high = bootstrap_interval(ratio, ratios, units=drawn.units, log=log)
+    return low - 1, high - 1
 
 
 def _effect(differences: Array | None, direction: Literal["higher", "lower"]) -> Effect | None:

@@ -21,14 +21,16 @@ from dialtune.config.data_schema import TurnsConfig as TurnsConfig
 TaskName = Literal["summarize", "respond", "detoxify"]
 TemplateName = Literal["summarize", "summarize-flan", "summarize-t5", "plain", "chat", "respond"]
 MetricName = Literal[
-    "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_max", "rouge2_max", "rougeL_max", "rougeLsum_max",
-    "bleu", "chrf", "relevance_reference", "relevance_reference_max", "relevance_dialogue", "context_auc",
-    "context_mrr", "toxicity_mean:minilm", "toxicity_rate:minilm", "toxicity_p95:minilm", "toxicity_mean:ngrams",
-    "toxicity_rate:ngrams", "toxicity_p95:ngrams", "toxicity_mean:lexicon", "toxicity_rate:lexicon",
-    "toxicity_p95:lexicon", "toxicity_mean:alt-profanity-check", "toxicity_rate:alt-profanity-check",
-    "toxicity_p95:alt-profanity-check", "toxic_copied:minilm", "toxic_paraphrased:minilm", "toxic_invented:minilm",
-    "empty_rate", "mention_kept", "tag_integrity", "speaker_coverage",
-    "role_swap_margin", "length_ratio", "copy_rate", "novel_1grams", "novel_2grams", "novel_3grams",
+    "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_max", "rouge2_max", "rougeL_max", "rougeLsum_max", "bleu",
+    "chrf", "relevance_reference", "relevance_reference_max", "relevance_dialogue", "context_auc", "context_mrr",
+    "perplexity", "context_margin", "context_margin_last", "context_ll_auc", "context_ll_mrr", "generic_rate",
+    "echo_rate", "repetition_rate", "distinct_1", "distinct_2", "toxicity_mean:minilm", "toxicity_rate:minilm",
+    "toxicity_p95:minilm", "toxicity_mean:ngrams", "toxicity_rate:ngrams", "toxicity_p95:ngrams",
+    "toxicity_mean:lexicon", "toxicity_rate:lexicon", "toxicity_p95:lexicon", "toxicity_mean:alt-profanity-check",
+    "toxicity_rate:alt-profanity-check", "toxicity_p95:alt-profanity-check", "toxic_copied:minilm",
+    "toxic_paraphrased:minilm", "toxic_invented:minilm", "empty_rate", "mention_kept", "tag_integrity",
+    "speaker_coverage", "role_swap_margin", "length_ratio", "copy_rate", "novel_1grams", "novel_2grams",
+    "novel_3grams",
 ]  # fmt: skip
 BestName = Literal["eval_loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
 

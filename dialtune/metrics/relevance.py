@@ -34,7 +34,7 @@ CONTEXT_WORDS = 170  # of the latest turns, which the encoder's 256 tokens hold 
 _ROWS = 512  # of the matrix of all texts against all contexts, held at once
 
 
-def _sign(name: str, *, long: str = "cut", **settings: str | int) -> str:
+def _sign(name: str, *, long: str = "cut", **settings: str) -> str:
     known = PACKAGED_ENCODERS[MINILM]
     sha = known.files["model.safetensors"][:8]
     return signature(name, encoder=known.title, sha=sha, pool="mean", long=long, max=MAX_TOKENS, **settings)
@@ -154,7 +154,7 @@ class ContextMatch(Metric):
         how = {"agg": "mean", "ties": "half", "empty": "zero"}
         if self.n_others is None:
             return _sign(self.name, among="data", **how)
-        near = {"among": "other-dialogues", "k": self.n_others, "near": "length", "seed": 0}
+        near = {"among": "other-dialogues", "k": str(self.n_others), "near": "length", "seed": "0"}
         return _sign(self.name, long="latest-turns", **near, **how)
 
     def segments(self, completions: Sequence[str], examples: Sequence[Example]) -> Array:

@@ -150,6 +150,7 @@ class Distinct(Metric):
     """
 
     n: Literal[1, 2]
+    needs: ClassVar[str] = "a completion"
     direction: ClassVar[Direction] = "higher"
     row_wise: ClassVar[bool] = False
     budget: ClassVar[int | None] = BUDGET
@@ -157,10 +158,6 @@ class Distinct(Metric):
     @property
     def name(self) -> str:
         return f"distinct_{self.n}"
-
-    @property
-    def needs(self) -> str:
-        return f"so much text that all have {BUDGET} {'words' if self.n == 1 else 'pairs of words'} together"
 
     def signature(self, references: tuple[int, int]) -> str:
         del references

@@ -63,7 +63,7 @@ class RewardScore(Metric):
 
     def signature(self, references: tuple[int, int]) -> str:
         del references
-        return signature("reward", name=short_name(self.reward), **dict(self.settings), agg="mean")
+        return signature("reward", by=short_name(self.reward), **dict(self.settings), agg="mean")
 
     def segments(self, completions: Sequence[str], examples: Sequence[Example]) -> Array:
         if self.score is None:

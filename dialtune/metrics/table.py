@@ -1,4 +1,4 @@
-"""METRICS: every score by its name; `look_up` also finds toxicity by scorers that have no row of their own."""
+"""METRICS: every score by its name; `look_up` also finds any reward, and toxicity by scorers without a row here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from difflib import get_close_matches
 from dialtune.errors import ConfigError
 from dialtune.metrics.base import Metric
 from dialtune.metrics.bleu import Bleu, Chrf
+from dialtune.metrics.likelihood import KINDS as LIKELIHOODS
+from dialtune.metrics.likelihood import ReplyLikelihood
 from dialtune.metrics.origin import ORIGINS, ToxicOrigin
 from dialtune.metrics.relevance import ContextMatch, RelevanceDialogue, RelevanceReference
+from dialtune.metrics.reply import Distinct, EchoRate, GenericRate, RepetitionRate
+from dialtune.metrics.reward import PREFIX as REWARD
+from dialtune.metrics.reward import RewardScore
 from dialtune.metrics.rouge import Rouge
 from dialtune.metrics.text import CopyRate, LengthRatio, NovelNgrams, RoleSwapMargin, SpeakerCoverage, TagIntegrity
 from dialtune.metrics.toxicity import KINDS, EmptyRate, MentionKept, Toxicity
@@ -33,6 +38,12 @@ METRICS: dict[str, Metric] = {
         RelevanceDialogue(),
         ContextMatch("context_auc"),
         ContextMatch("context_mrr"),
+        *(ReplyLikelihood(kind) for kind in LIKELIHOODS),
+        GenericRate(),
+        EchoRate(),
+        RepetitionRate(),
+        Distinct(1),
+        Distinct(2),
         *(Toxicity(kind, scorer) for scorer in PACKAGED_SCORERS for kind in KINDS),
         *(ToxicOrigin(origin, "minilm") for origin in ORIGINS),
         EmptyRate(),
@@ -52,10 +63,13 @@ METRICS: dict[str, Metric] = {
 def look_up(name: str) -> Metric | None:
     """The metric called `name`, or None.
 
-    Besides the rows of METRICS that is `toxicity_mean:<scorer>`, `toxicity_rate:` and `toxicity_p95:` by an alias of a
-    packaged scorer, a Hugging Face name (`org/name`, with `#LABEL` if need be) or a folder.
+    Besides the rows of METRICS that is `reward:` with the name or folder of a reward, not opened yet, and
+    `toxicity_mean:<scorer>`, `toxicity_rate:` and `toxicity_p95:` by an alias of a packaged scorer, a Hugging Face name
+    (`org/name`, with `#LABEL` if need be) or a folder.
     """
     stem, _, scorer = name.partition(":")
+    if name.startswith(REWARD) and scorer:
+        return RewardScore(scorer)
     if scorer in ALIASES:
         return METRICS.get(f"{stem}:{ALIASES[scorer]}")
     kind = next((kind for kind in KINDS if kind == stem), None)

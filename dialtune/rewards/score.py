@@ -40,7 +40,9 @@ def open_score(metric: Metric, model: str) -> Metric:
     def score(examples: Sequence[Example], completions: Sequence[str]) -> Array:
         return score_safely(reward, examples, completions).values
 
-    settings = {key: _plain(value) for key, value in reward_settings(reward).items() if key not in ("name", "agg")}
+    settings = {
+        key: _plain(value) for key, value in reward_settings(reward).items() if key not in ("name", "by", "agg")
+    }
     warning = None
     if short_name(metric.reward) in map(short_name, training_rewards(model)):
         warning = "this reward also trained the model: a gain in it is no evidence; judge by another"
@@ -57,10 +59,12 @@ def reward_settings(reward: Reward) -> dict[str, str]:
     if callable(told):
         return {str(key): str(value) for key, value in told().items()}
     found: dict[str, str] = {}
-    for field in fields(reward) if is_dataclass(reward) else ():
-        value: Any = getattr(reward, field.name)
-        if isinstance(value, str | int | float | None) and field.name != "name":
-            found[field.name] = f"{value:g}" if isinstance(value, float) else str(value).lower()
+    made: Any = reward
+    names = [field.name for field in fields(made)] if is_dataclass(made) else []
+    for name in names:
+        value: Any = getattr(reward, name)
+        if isinstance(value, str | int | float | None) and name != "name":
+            found[name] = f"{value:g}" if isinstance(value, float) else str(value).lower()
         elif callable(getattr(value, "settings", None)):
             found |= {str(key): str(one) for key, one in value.settings().items()}
         elif isinstance(value, Metric):

@@ -30,7 +30,8 @@ def test_every_metric_is_named_signed_and_scores(name: str) -> None:
     assert metric.needs
     if metric.unavailable():
         pytest.skip(str(metric.unavailable()))
-    stats = metric.segments(["#Person1# asks #Person2# to come at ten."] * 4, [EXAMPLE] * 3 + [OTHER])[:3]
+    text = " ".join(["#Person1# asks #Person2# to come at ten."] * (metric.budget or 1))
+    stats = metric.segments([text] * 4, [EXAMPLE] * 3 + [OTHER])[:3]
     assert stats.shape[0] == 3
     assert stats.dtype == np.float64
     assert (stats.shape[1] == 1) == metric.row_wise
