@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
+from dialtune.data.chitchat import chitchat_rows, is_chitchat, load_chats
 from dialtune.data.layouts import Layout, detect_layout, find_layout, no_layout, to_example
 from dialtune.data.rows import RawRow, iter_rows, scan_rows
 from dialtune.errors import ConfigError, DataError, MissingExtraError
@@ -153,7 +154,8 @@ def read_examples(  # noqa: PLR0913 - keyword-only, each a flag of the command l
 
     Args:
         source: a path, `packaged:train|validation|test` with or without one of VIEWS behind (`packaged:test:heated`),
-            or `hub:org/name[:split]` (extra `[hub]`).
+            `chitchat` with or without `:train|validation|test` (an optional wheel), or `hub:org/name[:split]` (extra
+            `[hub]`).
         layout: a name from LAYOUTS, or `auto` to find it by the columns.
         split: rows whose `split` column says otherwise are left out; without one, what the source is called.
         limit: at most this many examples.
@@ -195,6 +197,7 @@ def read_examples(  # noqa: PLR0913 - keyword-only, each a flag of the command l
     numbers = [len(example.references) for example in examples]
     counts = {"rows": rows, "examples": len(examples), "without_reference": numbers.count(0), "regrouped": regrouped}
     counts |= {f"dropped: {kind}": n for kind, n in sorted(bad.kinds.items())}
+    counts |= load_chats().counts if is_chitchat(str(source)) else {}
     return DataSet(
         name=_name_of(source),
         split=split or split_of(source),
@@ -232,7 +235,7 @@ def scan_examples(
 def split_of(source: str | Path) -> str:
     """`train`, `validation` or `test` if the source's name says so, else an empty string."""
     name = str(source)
-    if name.startswith("packaged:"):
+    if name.startswith(("packaged:", "chitchat:")):
         return name.split(":")[1]
     name = name.partition(":")[2].rpartition(":")[2] if name.startswith("hub:") else Path(name).name
     found = _SPLIT_NAME.findall(name)
@@ -243,7 +246,7 @@ def split_of(source: str | Path) -> str:
 
 def _name_of(source: str | Path) -> str:
     name = str(source)
-    return name if name.startswith(("packaged:", "hub:")) else Path(name).name
+    return name if name.startswith(("packaged:", "chitchat:", "hub:")) else Path(name).name
 
 
 def _open(source: str | Path, split: str | None) -> tuple[Iterator[RawRow], str, str | None]:
@@ -260,6 +263,8 @@ def _open(source: str | Path, split: str | None) -> tuple[Iterator[RawRow], str,
                 f"{text}: the packaged dialogues are missing from this installation; reinstall dialtune"
             )
         return _viewed(scan_rows(path), view), "packaged", split
+    if is_chitchat(text):
+        return chitchat_rows(text), "chitchat", split
     if text.startswith("hub:"):
         repository, _, named = text.removeprefix("hub:").partition(":")
         return _scan_hub(repository, named or split or "train"), repository, None

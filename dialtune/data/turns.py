@@ -92,7 +92,18 @@ def _pairs(example: Example, settings: TurnsConfig) -> list[Example]:
         return _given_pair(example, system, turns, settings)
     learned = _learned(turns, settings.speaker, _is_chat(example))
     places = [place for place, turn in enumerate(turns) if place and turn.speaker in learned]
-    return [_pair(example, system, turns, place, settings.window) for place in _spread(places, settings.per_dialogue)]
+    seen_by = {speaker: _as_chat(turns, speaker) for speaker in learned}
+    meta = {key: value for key, value in example.meta.items() if key not in _OURS}
+    meta |= {"layout": "messages", "dialogue": example.id}
+    return [
+        Example(
+            f"{example.id}#{place}",
+            (*system, *_before(seen_by[turns[place].speaker], place, settings.window)),
+            (turns[place].text,),
+            {**meta, "turn": place},
+        )
+        for place in _spread(places, settings.per_dialogue)
+    ]
 
 
 def is_pair(example: Example) -> bool:
@@ -116,7 +127,7 @@ def _given_pair(
     if place < 1:
         return []
     own = {"dialogue": example.meta.get("dialogue", example.id), "turn": example.meta.get("turn", place)}
-    context = _context(turns, place, "assistant", settings.window)
+    context = _before(_as_chat(turns, "assistant"), place, settings.window)
     return [replace(example, messages=(*system, *context), meta={**example.meta, **own})]
 
 
@@ -187,19 +198,13 @@ def _spread(places: Sequence[int], most: int | None) -> list[int]:
     return [places[(2 * share + 1) * len(places) // (2 * most)] for share in range(most)]
 
 
-def _pair(
-    example: Example, system: tuple[Message, ...], turns: Sequence[Turn], place: int, window: int | None
-) -> Example:
-    reply = turns[place]
-    meta = {key: value for key, value in example.meta.items() if key not in _OURS}
-    meta |= {"layout": "messages", "dialogue": example.id, "turn": place}
-    context = _context(turns, place, reply.speaker, window)
-    return Example(f"{example.id}#{place}", (*system, *context), (reply.text,), meta)
+def _as_chat(turns: Sequence[Turn], replier: str) -> tuple[Message, ...]:
+    """The whole dialogue as its replier sees it; contexts share these messages, long dialogues have many."""
+    return tuple(Message(_role(turn.speaker, replier), turn.text) for turn in turns)
 
 
-def _context(turns: Sequence[Turn], place: int, replier: str, window: int | None) -> tuple[Message, ...]:
-    start = 0 if window is None else max(place - window, 0)
-    return tuple(Message(_role(turn.speaker, replier), turn.text) for turn in turns[start:place])
+def _before(messages: Sequence[Message], place: int, window: int | None) -> Sequence[Message]:
+    return messages[0 if window is None else max(place - window, 0) : place]
 
 
 def _role(speaker: str, replier: str) -> Role:
