@@ -4,7 +4,8 @@ A longer text repeats itself more, so the share of distinct n-grams says little 
 Here it is the expected share among `budget` n-grams drawn without replacement from all there are (rarefaction; Hurlbert
 1971, Ecology 52:577, formula 14), which needs no order of the texts.
 
-A bootstrap would draw a dialogue twice and so make every text look repeated. Half-samples draw half of the dialogues,
+A bootstrap would draw a dialogue twice and so make every text look repeated (measured: 60 dialogues, its 95 % interval
+covers 35 %, that of half-samples 95 %; tests/test_rarefaction.py). Half-samples draw half of the dialogues,
 each once: the variance of a mean over half of them without replacement is that of the mean over all of them (McCarthy
 1969; Politis & Romano 1994), and nothing is repeated that was said once.
 

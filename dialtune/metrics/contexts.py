@@ -105,12 +105,14 @@ class _Shelf:
 
     def nearest(self, row: int, limit: int) -> list[int]:
         """Up to `limit` rows, nearest in size first: one of each other dialogue, none that says the same as `row`."""
-        low, high, size = self.place[row] - 1, self.place[row] + 1, self.sizes[row]
+        at, size = self.place[row], self.sizes[row]
+        low, high = at - 1, at + 1
         pool: list[int] = []
         met = {self.units[row]}
         while len(pool) < limit and (low >= 0 or high < len(self.rows)):
-            down = size - self.sizes[self.rows[low]] if low >= 0 else None
-            up = self.sizes[self.rows[high]] - size if high < len(self.rows) else None
+            # The nearer in size; among equals the nearer on the shelf, so that both sides are drawn from.
+            down = (size - self.sizes[self.rows[low]], at - low) if low >= 0 else None
+            up = (self.sizes[self.rows[high]] - size, high - at) if high < len(self.rows) else None
             if up is None or (down is not None and down < up):
                 other, low = self.rows[low], low - 1
             else:
