@@ -20,8 +20,9 @@ check: setup-dev                   ## lint, format, types, generated docs
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
 
-docs: setup-dev                    ## write the generated pages
+docs: setup-dev                    ## write the generated pages, build all of them: build/docs/index.html
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m mkdocs build --quiet
 
 bench: bench-summarize bench-sft bench-rl   ## all benchmarks; results/*.json and a table each
 
