@@ -33,7 +33,7 @@ from dialtune.runs import RunFolder, fsync_folder, remove, require_free_space, s
 
 CHECKPOINT_FORMAT = "dialtune.checkpoint/1"
 MANIFEST = "MANIFEST.json"
-
+_FOR_PEOPLE = "README.md"  # the card: people may change it, no code reads it, so no manifest holds it
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _logger = logging.getLogger(__name__)
 
@@ -228,8 +228,9 @@ def _bytes_needed(run: RunFolder, tensors: Mapping[str, Mapping[str, Tensor]], m
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file of a checkpoint, sorted; hidden ones (a file manager's) do not count."""
-    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    """Every file of a checkpoint, sorted; hidden ones (a file manager's) and its card do not count."""
+    card = folder / _FOR_PEOPLE
+    files = (path for path in folder.rglob("*") if path != card and (path.is_symlink() or not path.is_dir()))
     return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
@@ -355,6 +356,7 @@ def _verified(path: Path) -> Checkpoint:
             f"{path}: not usable: its format is {body['format']!r}, this version reads {CHECKPOINT_FORMAT!r}"
         )
     present = {file.relative_to(path).as_posix() for file in _files(path)} - {MANIFEST}
+    body["files"].pop(_FOR_PEOPLE, None)  # manifests of earlier versions list it
     for name in sorted(present ^ body["files"].keys()):
         raise CheckpointError(f"{path}: not usable: {name} {'was added' if name in present else 'is missing'}")
     for name, expected in body["files"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -308,6 +309,27 @@ def test_an_added_file_is_found_and_a_hidden_one_is_not_minded(tmp_path: Path) -
     (path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"checkpoint-2: not usable: adapter_config\.json was added"):
         open_checkpoint(path)
+
+
+def test_its_card_may_be_written_changed_and_deleted(tmp_path: Path) -> None:
+    path = _save(tmp_path, 2)
+    for text in ("a card", "another"):
+        (path / "README.md").write_text(text)
+        _assert_holds(open_checkpoint(path), 2)
+    (path / "tokenizer" / "README.md").write_text("not the card")
+    with pytest.raises(CheckpointError, match=r"tokenizer/README\.md was added"):
+        open_checkpoint(path)
+
+
+def test_a_manifest_of_an_earlier_version_that_lists_the_card_still_verifies(tmp_path: Path) -> None:
+    path = _save(tmp_path, 2)
+    body = json.loads((path / "MANIFEST.json").read_bytes())
+    del body["digest"]
+    body["files"]["README.md"] = {"bytes": 9, "sha256": "0" * 64}
+    text = json.dumps(body, indent=1)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (path / "MANIFEST.json").write_text(f'{text[:-2]},\n "digest": "{digest}"\n}}\n')
+    _assert_holds(open_checkpoint(path), 2)
 
 
 def test_a_renamed_checkpoint_does_not_pass_for_another_step(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from dialtune.cards import CARD, Making, base_of, write_card
 from dialtune.checkpoints import newest_checkpoint
 from dialtune.errors import ModelError, ModelNotFoundError, UnsafeModelError
 from dialtune.models.base import LanguageModel
@@ -128,7 +129,9 @@ def choose_dtype(dtype: DType, model_type: str, device: torch.device) -> torch.d
 
 
 def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-    """`model.save`, and beside it what other programs have no field for: dialtune.json.
+    """`model.save`, and beside it what other programs have no field for, dialtune.json, and a card.
+
+    peft's own card names a folder of this machine; a README.md that was there before stays.
 
     Args:
         model: any family.
@@ -136,6 +139,8 @@ def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | No
         notes: how the model was trained to be asked (task, template, max_prompt_length), read back by `read_notes`.
     """
     with quiet_transformers():
+    card = folder / CARD
+    own = card.read_bytes() if card.is_file() else None
         model.save(folder)
     known = dict(notes or {})
     base = model.info.name
@@ -147,6 +152,13 @@ def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | No
     if known:
         write_text_atomic(folder / NOTES, json.dumps(known, indent=2, sort_keys=True) + "\n")
 
+    if own is not None:
+        card.write_bytes(own)
+        return
+    origin = base_of(known.get("base", base))
+    family = model.info.family == "encoder-decoder"
+    start = origin or "a model of its own"
+    write_card(folder, Making(origin, start, known.get("task"), known.get("template"), has_adapter, family))
 
 def read_notes(name: str) -> dict[str, Any]:
     """What dialtune.json says beside a local model; empty for every other model."""

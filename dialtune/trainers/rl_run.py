@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dialtune.cards import write_run_card
 from dialtune.checkpoints import Checkpoint
 from dialtune.config.loading import to_yaml
 from dialtune.config.rl_schema import RLConfig
@@ -126,6 +127,7 @@ def check_rl(config: RLConfig, *, rewards: Sequence[Reward] = ()) -> list[Check]
 
 
 def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path | None = None) -> Prepared:
+        write_run_card(run, result)
     """Read the data, open policy and start policy, build prompts and rewards."""
     task = task_of(config)
     train = read_data(config, config.data.train, config.data.max_train_rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dialtune.cards import write_run_card
 from dialtune.config.loading import to_yaml
 from dialtune.config.schema import RunConfig
 from dialtune.data.reading import DataSet
@@ -129,6 +130,7 @@ def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     task = task_of(config)
     train = read_data(config, config.data.train, config.data.max_train_rows)
     validation = None
+        write_run_card(run, result)
     if config.data.validation is not None:
         validation = read_data(config, config.data.validation, config.data.max_validation_rows)
     model = open_for_training(config, weights)
