@@ -138,9 +138,9 @@ def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | No
         folder: exists.
         notes: how the model was trained to be asked (task, template, max_prompt_length), read back by `read_notes`.
     """
-    with quiet_transformers():
     card = folder / CARD
     own = card.read_bytes() if card.is_file() else None
+    with quiet_transformers():
         model.save(folder)
     known = dict(notes or {})
     base = model.info.name
@@ -151,7 +151,6 @@ def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | No
         known["base"] = base  # adapter_config.json names a folder of this machine
     if known:
         write_text_atomic(folder / NOTES, json.dumps(known, indent=2, sort_keys=True) + "\n")
-
     if own is not None:
         card.write_bytes(own)
         return
@@ -159,6 +158,7 @@ def save_model(model: LanguageModel, folder: Path, notes: Mapping[str, Any] | No
     family = model.info.family == "encoder-decoder"
     start = origin or "a model of its own"
     write_card(folder, Making(origin, start, known.get("task"), known.get("template"), has_adapter, family))
+
 
 def read_notes(name: str) -> dict[str, Any]:
     """What dialtune.json says beside a local model; empty for every other model."""

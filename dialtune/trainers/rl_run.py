@@ -115,6 +115,7 @@ def run_rl(
             record_end(run, f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         record_end(run, "done", notes=[f"result: {result.name}"])
+        write_run_card(run, result)
         return result
 
 
@@ -127,7 +128,6 @@ def check_rl(config: RLConfig, *, rewards: Sequence[Reward] = ()) -> list[Check]
 
 
 def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path | None = None) -> Prepared:
-        write_run_card(run, result)
     """Read the data, open policy and start policy, build prompts and rewards."""
     task = task_of(config)
     train = read_data(config, config.data.train, config.data.max_train_rows)

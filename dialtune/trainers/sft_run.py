@@ -122,6 +122,7 @@ def run_sft(
             record_end(run, f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         record_end(run, "done", notes=[f"result: {result.name}"])
+        write_run_card(run, result)
         return result
 
 
@@ -130,7 +131,6 @@ def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     task = task_of(config)
     train = read_data(config, config.data.train, config.data.max_train_rows)
     validation = None
-        write_run_card(run, result)
     if config.data.validation is not None:
         validation = read_data(config, config.data.validation, config.data.max_validation_rows)
     model = open_for_training(config, weights)
