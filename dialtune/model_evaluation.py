@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from dialtune.data.reading import DataSet
-from dialtune.evaluation import evaluate_completions
+from dialtune.evaluation import evaluate_completions, resolve_metrics, resolve_reference
 from dialtune.generation import Progress, generate
 from dialtune.metrics.base import Metric
 from dialtune.models.base import LanguageModel, Sampling
@@ -15,6 +15,7 @@ from dialtune.models.loading import read_notes
 from dialtune.prompts import build_prompts, template_sha256
 from dialtune.reply_likelihood import bind_likelihoods
 from dialtune.results import Decoding, Evaluation
+from dialtune.rewards.score import open_score
 from dialtune.tasks import TASKS, Task, find_task
 from dialtune.types import Example, Prompt
 
@@ -70,12 +71,13 @@ def evaluate_model(  # noqa: PLR0913  what a score depends on is stated by the c
         progress: called after each batch, of completions and then of contexts.
     """
     sampling = sampling or Sampling(max_new_tokens=task.max_new_tokens)
+    reference = resolve_reference(reference, dataset.examples)
+    chosen = resolve_metrics(metrics or task.metrics, reference, dataset.examples)  # a misspelt one fails at once
+    chosen = [open_score(metric, model.info.name) for metric in chosen]
     prompts = prompts_for(model, dataset.examples, task, max_prompt_tokens)
     completions = generate(model, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
     ask = partial(prompts_for, model, task=task, budget=max_prompt_tokens)
-    chosen = bind_likelihoods(
-        metrics or task.metrics, model, dataset.examples, ask, batch_size=batch_size, progress=progress
-    )
+    chosen = bind_likelihoods(chosen, model, dataset.examples, ask, batch_size=batch_size, progress=progress)
     return evaluate_completions(
         dataset,
         completions,

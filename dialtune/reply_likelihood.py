@@ -17,7 +17,6 @@ from dialtune.errors import ConfigError
 from dialtune.metrics.base import Array, Metric
 from dialtune.metrics.contexts import context_turns, last_turn_only, wrong_contexts
 from dialtune.metrics.likelihood import N_WRONG, ReplyLikelihood, ReplyLogprobs
-from dialtune.metrics.table import look_up
 from dialtune.models.base import LanguageModel
 from dialtune.types import Example, Message, Prompt
 
@@ -29,31 +28,31 @@ PADDING = 1.25  # a batch grows while it computes at most so many times the toke
 
 
 def bind_likelihoods(
-    metrics: Sequence[str | Metric],
+    metrics: Sequence[Metric],
     model: LanguageModel,
     examples: Sequence[Example],
     ask: Ask,
     *,
     batch_size: int = 16,
     progress: Progress | None = None,
-) -> list[str | Metric]:
+) -> list[Metric]:
     """The metrics, those that need the model's likelihoods bound to them; without any the model is not asked.
 
     Args:
-        metrics: names or metrics, returned in this order.
+        metrics: any, returned in this order.
         model: any family; it is put in evaluation mode for the call.
         examples: ids unique.
         ask: how these examples become prompts; also used for the same examples with the last turn alone.
         batch_size: contexts per forward at most, >= 1.
         progress: called after each batch.
     """
-    known = [look_up(item) if isinstance(item, str) else item for item in metrics]
-    if not any(isinstance(metric, ReplyLikelihood) and metric.found is None for metric in known):
+    unbound = [isinstance(metric, ReplyLikelihood) and metric.found is None for metric in metrics]
+    if not any(unbound):
         return list(metrics)
     found = reply_logprobs(model, examples, ask, batch_size=batch_size, progress=progress)
     return [
-        metric.by(found) if isinstance(metric, ReplyLikelihood) and metric.found is None else item
-        for item, metric in zip(metrics, known, strict=True)
+        metric.by(found) if isinstance(metric, ReplyLikelihood) and metric.found is None else metric
+        for metric in metrics
     ]
 
 

@@ -16,6 +16,7 @@ from dialtune.errors import ConfigError
 from dialtune.evaluation import evaluate_completions
 from dialtune.metrics.contexts import wrong_contexts
 from dialtune.metrics.likelihood import KINDS, N_WRONG, ReplyLikelihood
+from dialtune.metrics.table import METRICS
 from dialtune.model_evaluation import evaluate_model, prompts_for
 from dialtune.models.base import Sampling
 from dialtune.prompts import TEMPLATES
@@ -186,7 +187,21 @@ def test_nothing_is_asked_if_no_metric_wants_it(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("asked")
 
     monkeypatch.setattr("dialtune.reply_likelihood.reply_logprobs", refuse)
-    assert bind_likelihoods(["bleu", "nonsense"], None, replies(), refuse) == ["bleu", "nonsense"]  # type: ignore[arg-type]
+    others = [METRICS["bleu"], METRICS["echo_rate"]]
+    assert bind_likelihoods(others, None, replies(), refuse) == others  # type: ignore[arg-type]
+    bound = [METRICS["bleu"], ReplyLikelihood("perplexity").by(None)]  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="asked"):
+        bind_likelihoods(bound, None, replies(), refuse)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_an_unknown_metric_fails_before_anything_is_written(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dialtune.model_evaluation.generate", lambda *_, **__: 1 / 0)
+    data = DataSet("toy", "test", "dialogsum", tuple(replies()))
+    with pytest.raises(ConfigError, match=r"metric 'perplexty': unknown; did you mean 'perplexity'\?"):
+        evaluate_model(model, data, RESPOND, metrics=["perplexty"])
+    with pytest.raises(ConfigError, match=r"reward 'lenght': unknown; did you mean 'length'\?"):
+        evaluate_model(model, data, RESPOND, metrics=["reward:lenght"])
 
 
 @pytest.mark.parametrize("model", ["llama", "t5"], indirect=True)

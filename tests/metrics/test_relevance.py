@@ -16,7 +16,16 @@ from dialtune.data.reading import read_examples
 from dialtune.errors import MissingExtraError
 from dialtune.metrics import relevance
 from dialtune.metrics.base import Metric
-from dialtune.metrics.relevance import ContextMatch, RelevanceDialogue, RelevanceReference, cosines, dialogue_text
+from dialtune.metrics.contexts import wrong_contexts
+from dialtune.metrics.relevance import (
+    N_OTHERS,
+    ContextMatch,
+    RelevanceDialogue,
+    RelevanceReference,
+    context_text,
+    cosines,
+    dialogue_text,
+)
 from dialtune.types import Example, Message
 
 AXES = ("boat", "bread", "train", "rent")
@@ -142,6 +151,91 @@ def test_chat_messages_are_read_with_their_roles() -> None:
     chat = (Message("user", "Hi"), Message("assistant", "Hello"))
     assert dialogue_text(Example("1", chat)) == "User: Hi\nAssistant: Hello"
     assert dialogue_text(Example("1", (Message("user", " "),))) == ""
+
+
+# --- replies ---
+
+
+def reply(dialogue: str, turn: int, *turns: str) -> Example:
+    messages = tuple(Message(("user", "assistant")[(len(turns) - 1 - k) % 2], text) for k, text in enumerate(turns))  # type: ignore[arg-type]
+    return Example(f"{dialogue}#{turn}", messages, ("ok",), {"dialogue": dialogue, "turn": turn})
+
+
+def for_replies(kind: str, examples: Sequence[Example]) -> Metric:
+    return ContextMatch(kind).with_rows(examples)  # type: ignore[arg-type]
+
+
+def test_a_reply_is_matched_with_contexts_of_other_dialogues_only(by_word: None) -> None:
+    """The second reply of `a` fits the first context of `a` better than its own: that is no mistake."""
+    examples = [
+        reply("a", 1, "boat boat"),
+        reply("a", 2, "boat boat", "bread bread"),
+        reply("b", 1, "bread rent"),
+        reply("c", 1, "rent rent"),
+    ]
+    texts = ["boat", "boat", "rent", "bread"]
+    # b against c, which fits better, and one of a, which fits worse; c against b, which fits better, and the first of a,
+    # nearest in length, which fits as little.
+    assert values(for_replies("context_auc", examples), texts, examples) == pytest.approx([1, 1, 0.5, 0.25])
+    assert values(for_replies("context_mrr", examples), texts, examples) == pytest.approx([1, 1, 0.5, 1 / 2.5])
+
+
+def test_the_auc_of_a_reply_is_the_share_of_pairs_that_it_wins(by_word: None) -> None:
+    """Counted pair by pair from the words themselves."""
+    rng = np.random.default_rng(0)
+    contexts = [rng.choice(AXES, 5).tolist() for _ in range(30)]
+    examples = [reply(f"d{k}", 1, " ".join(words)) for k, words in enumerate(contexts)]
+    replies = [rng.choice(AXES, 3).tolist() for _ in range(30)]
+
+    def cosine(one: list[str], other: list[str]) -> float:
+        u, v = (np.array([words.count(axis) for axis in AXES], dtype=float) for words in (one, other))
+        return float(u @ v / math.sqrt(u @ u) / math.sqrt(v @ v))
+
+    found = values(for_replies("context_auc", examples), [" ".join(words) for words in replies], examples)
+    for row, others in enumerate(wrong_contexts(examples, 29)):
+        near = [cosine(replies[row], contexts[place]) for place in (row, *others)]
+        wins = [1.0 if near[0] > other + 1e-6 else 0.5 if abs(near[0] - other) < 1e-6 else 0.0 for other in near[1:]]
+        assert found[row] == pytest.approx(np.mean(wins))
+
+
+def test_a_reply_is_held_against_at_most_99_contexts_and_the_signature_counts_them(by_word: None) -> None:
+    many = [reply(f"d{k}", 1, " ".join([AXES[k % 4]] * (k + 1))) for k in range(130)]
+    few = many[:7]
+    for examples, k in ((many, N_OTHERS), (few, 6)):
+        signed = for_replies("context_mrr", examples).signature((1, 1))
+        assert f"|max:256|among:other-dialogues|k:{k}|near:length|seed:0|agg:mean|ties:half|empty:zero|" in signed
+    assert N_OTHERS == 99
+    assert ContextMatch("context_auc").with_rows([row("1", "boat")]) == ContextMatch("context_auc")
+
+
+def test_replies_without_a_rival_or_a_context_are_not_scored_and_silence_matches_nothing(by_word: None) -> None:
+    alone = [reply("a", 1, "boat"), reply("a", 2, "boat", "bread")]
+    assert all(math.isnan(x) for x in values(for_replies("context_auc", alone), ["boat", "boat"], alone))
+    examples = [reply("a", 1, "boat"), reply("b", 1, "bread"), reply("c", 0)]
+    got = values(for_replies("context_auc", examples), ["", "bread", "boat"], examples)
+    assert got[:2] == [0, 1]
+    assert math.isnan(got[2])
+
+
+def test_a_context_is_read_from_its_end_and_without_instructions() -> None:
+    long = " ".join(["word"] * 100)
+    system = Message("system", "Be brief.")
+    told = reply("a", 3, "First.", long, long, "Last.")
+    # The last turn, and 100 words before it; with the other hundred they would be 201.
+    assert context_text(told) == f"Assistant: {long}\nUser: Last."
+    short = Example("x", (system, *reply("a", 2, "One.", "Two.").messages), (), {"dialogue": "a", "turn": 2})
+    assert context_text(short) == "Assistant: One.\nUser: Two."
+    assert context_text(reply("a", 1, long + long)) == f"User: {long + long}"  # one turn stays, whatever its length
+    assert context_text(Example("x", (system,), (), {"dialogue": "a", "turn": 0})) == ""
+    assert context_text(row("1", "boat")) == dialogue_text(row("1", "boat"))
+
+
+def test_relevance_to_the_context_says_that_it_reads_the_latest_turns(by_word: None) -> None:
+    examples = [reply("a", 2, "rent rent rent", "boat")]
+    metric = RelevanceDialogue().with_rows(examples)
+    assert "|long:latest-turns|" in metric.signature((1, 1))
+    assert values(metric, ["rent"], examples) == pytest.approx([3 / math.sqrt(10)])
+    assert "|long:cut|" in RelevanceDialogue().with_rows([row("1", "boat")]).signature((1, 1))
 
 
 # --- the anchors of evaluation.md, section 10: DialogSum test, all-MiniLM-L6-v2, 256 tokens ---
