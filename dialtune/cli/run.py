@@ -65,14 +65,26 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 @app.command()
 def demo(
     job: Annotated[list[str] | None, typer.Option(help="One job; repeatable. All if left out.")] = None,
+    data: Annotated[
+        str | None, recipe_key("data", "Dialogues of your own instead, with summaries; split first.")
+    ] = None,
+    model: Annotated[str | None, recipe_key("model", "With --data: another model than the packaged one.")] = None,
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
 ) -> None:
-    """Watch a packaged model get better, offline: evaluate, train, evaluate, compare, report."""
-    from dialtune.labs import run_demo
-    from dialtune.report.build import build_report
+    """Watch a model get better, offline: evaluate, train, evaluate, compare, report."""
+    from dialtune.labs import own_rows, run_demo
+    from dialtune.report.build import build_cards, build_report
 
+    if data and job:
+        raise typer.BadParameter("--data is a job of its own; leave --job out")
+    if model and not data:
+        raise typer.BadParameter("--model goes with --data; the jobs train the packaged model")
     with showing(10) as (show, progress):
-        run_demo(job or None, out, say=say, on_event=show, progress=progress)
+        if data:
+            own_rows(data, out, model=model or "smollm2-135m", say=say, on_event=show, progress=progress)
+        else:
+            run_demo(job or None, out, say=say, on_event=show, progress=progress)
+    build_cards(out)
     typer.echo(f"report: {build_report(out)}")
 
 

@@ -18,7 +18,7 @@ from dialtune.errors import ConfigError
 METHODS = ("sft", "grpo", "rloo", "ppo")
 # What each task is trained by, and on which packaged rows, if nobody says so.
 USUAL_METHOD = {"summarize": "sft", "respond": "sft", "detoxify": "grpo"}
-USUAL_DATA = {"summarize": "packaged:{}", "respond": "packaged:{}", "detoxify": "packaged:{}:heated"}
+USUAL_DATA = {"summarize": "packaged:{}", "respond": "chitchat:{}", "detoxify": "packaged:{}:heated"}
 USUAL_REWARDS = {
     "summarize": {"rougeL": 1.0},
     "respond": {"relevance": 1.0, "toxicity": 1.0},
@@ -58,7 +58,8 @@ def write_recipe(
     values: dict[str, Any] = {"task": task}
     values |= {} if method == "sft" else {"method": method}
     values |= {"model": model}
-    values |= _template(model, task)
+    template = usual_template(model, task)
+    values |= {"template": template} if template else {}
     values |= {"data": {"train": train, "validation": validation}}
     values |= {"output_dir": f"runs/{task}-{Path(model.rstrip('/')).name}"}
     if method == "sft":
@@ -86,19 +87,21 @@ def _head(method: str, file: str) -> list[str]:
     ]
 
 
-def _template(model: str, task: str) -> dict[str, str]:
-    """The key `template` where the task's own is not how this model was asked before."""
+def usual_template(model: str, task: str) -> str | None:
+    """How this model was asked before: what a folder of ours remembers, else what is known of a published name.
+
+    None where that is the task's own template, or nothing is known.
+    """
     folder = Path(model)
     if (folder / "dialtune.json").is_file():
         known = json.loads((folder / "dialtune.json").read_text(encoding="utf-8")).get("template")
-    elif (folder / "config.yaml").is_file():
-        known = load_any_config(folder / "config.yaml").template
-    elif task == "respond" or folder.is_dir():
-        known = None
-    else:
-        name = folder.name.lower()
-        known = next((template for pattern, template in _TEMPLATES if re.search(pattern, name)), None)
-    return {"template": known} if known else {}
+        return str(known) if known else None
+    if (folder / "config.yaml").is_file():
+        return load_any_config(folder / "config.yaml").template
+    if task == "respond" or folder.is_dir():
+        return None
+    name = folder.name.lower()
+    return next((template for pattern, template in _TEMPLATES if re.search(pattern, name)), None)
 
 
 def _lines(values: dict[str, Any], schema: type[TrainingConfig], prefix: str = "") -> Iterator[str]:
