@@ -18,6 +18,7 @@ from typing import Any
 from dialtune.errors import CheckpointError, DataError, RunLockedError
 
 RUN_FORMAT = "dialtune.run/1"
+TRAINED_ON = "trained_on.safetensors"
 
 # What a killed writer leaves behind. The first two hold nothing that was ever reported; `.old-checkpoint-N` is a
 # checkpoint in the middle of being replaced, so it goes back to its place if the new one never arrived.
@@ -54,6 +55,11 @@ class RunFolder:
     def samples(self) -> Path:
         """samples.jsonl, what the model wrote for fixed prompts during training."""
         return self.path / "samples.jsonl"
+
+    @property
+    def trained_on(self) -> Path:
+        """trained_on.safetensors, fingerprints of the training dialogues (data/seen.py)."""
+        return self.path / TRAINED_ON
 
     @property
     def evaluation(self) -> Path:

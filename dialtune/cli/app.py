@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dialtune.cli import data, rl, run, setup
+from dialtune.cli import data, evaluate, rl, run, setup
 from dialtune.errors import DialtuneError
 
 # What users of trl, axolotl, lm-eval and LLaMA-Factory type first (ecosystem.md 6.1).
@@ -97,6 +97,7 @@ def root(
 
 app.add_typer(run.app)
 app.add_typer(rl.app)
+app.add_typer(evaluate.app)
 app.add_typer(data.app, name="data")
 app.add_typer(setup.app)
 

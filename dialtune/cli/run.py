@@ -1,4 +1,4 @@
-"""`demo`, `sft`, `generate`, `evaluate`, `score`, `compare`, `report`: parse, one public call, print."""
+"""`demo`, `sft`, `generate`, `score`, `compare`, `report`: parse, one public call, print."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dialtune.cli.plan import TwoPilots, print_plan
 from dialtune.cli.progress import counting, say, showing
 
 if TYPE_CHECKING:
+    from dialtune.config.data_schema import TurnsConfig
+    from dialtune.data.leakage import Policy
     from dialtune.data.reading import DataSet
     from dialtune.models.base import LanguageModel, Sampling
-    from dialtune.results import Evaluation
     from dialtune.types import Completion, Prompt
 
 app = typer.Typer()
@@ -59,6 +59,18 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy; 1 draws fr
 TopP = Annotated[float, typer.Option("--top-p", "--top_p", max=1, help="Draw from this total probability.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+Turns = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="For respond, a key of data.turns: speaker=second.")
+]
+Clean = Annotated[list[str] | None, typer.Option(help="A cleaning step, as in data.clean; repeatable.")]
+DropLeaks = Annotated[
+    bool | None,
+    typer.Option(
+        "--drop-leaks/--allow-leaks",
+        help="Dialogues both trained on and tested: leave out, or go on and record. For respond they stop the run.",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key; repeatable.")]
 
 
@@ -98,6 +110,7 @@ def sft(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained on; train nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
+    drop_leaks: DropLeaks = None,
     model: Model = None,
     data: Annotated[str | None, recipe_key("data", "Rows to learn from.")] = None,
     validation: Annotated[str | None, recipe_key("validation", "Rows that choose the best checkpoint.")] = None,
@@ -126,7 +139,7 @@ def sft(
         "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "use_peft": use_peft,
         "num_train_epochs": num_train_epochs, "max_steps": max_steps, "learning_rate": learning_rate, "seed": seed,
         "per_device_train_batch_size": per_device_train_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_accumulation_steps": gradient_accumulation_steps, "data__leaks": leaks_policy(drop_leaks),
     }  # fmt: skip
     if recipe and config:
         raise typer.BadParameter("RECIPE and --config are the same thing; give one")
@@ -145,7 +158,9 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="The jsonl file to write; the terminal if left out.")] = None,
     task: Task = "summarize",
     template: Template = None,
+    turns: Turns = None,
     layout: Layout = "auto",
+    clean: Clean = None,
     split: Split = None,
     limit: Limit = None,
     batch_size: BatchSize = 16,
@@ -157,17 +172,19 @@ def generate(
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
-    """Write a model's completions for dialogues, or for one prompt."""
+    """Write a model's completions for dialogues, or for one prompt; for respond, each dialogue's next turn."""
     from dialtune.data.reading import read_examples
+    from dialtune.data.turns import open_contexts
     from dialtune.generation import generate as complete
     from dialtune.model_evaluation import prompts_for, task_for
 
-    _one_of("--data or --prompt", data, prompt)
-    _one_of("--model", model)
-    dataset = read_examples(data, layout=layout, split=split, limit=limit) if data else None
+    one_of("--data or --prompt", data, prompt)
+    one_of("--model", model)
+    rows = cleaned(read_examples(data, layout=layout, split=split, limit=limit), clean) if data else None
+    dataset = open_contexts(rows, turns_of(turns or (), model)) if rows and task == "respond" else rows
     chosen, budget = task_for(task, model or "", template)
-    sampling = _sampling(max_new_tokens or chosen.max_new_tokens, num_beams, temperature, top_p)
-    opened = _open(model, device, dtype)
+    sampling = sampling_of(max_new_tokens or chosen.max_new_tokens, num_beams, temperature, top_p)
+    opened = open_model(model, device, dtype)
     prompts = prompts_for(opened, dataset.examples, chosen, budget) if dataset else _chat(prompt or "")
     with counting("generating") as progress:
         completions = complete(opened, prompts, sampling, batch_size=batch_size, seed=seed, progress=progress)
@@ -175,70 +192,6 @@ def generate(
         typer.echo(completions[0].text)
     else:
         _write_completions(out, prompts, completions)
-
-
-@app.command(cls=TwoPilots)
-def evaluate(
-    data: Data = None,
-    model: Model = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Score this file instead of a model: one text a line, or jsonl.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder that gets eval.json.")] = None,
-    task: Task = "summarize",
-    template: Template = None,
-    reference: Annotated[
-        str, typer.Option(help="first, mean, max or a name such as summary1; auto: mean if several.")
-    ] = "auto",
-    train: Annotated[
-        str | None, typer.Option(help="Training rows to look for copies of; copies withhold 'improved'.")
-    ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Instead of the task's own; repeatable.")] = None,
-    layout: Layout = "auto",
-    split: Split = None,
-    limit: Limit = None,
-    batch_size: BatchSize = 16,
-    max_new_tokens: Tokens = None,
-    num_beams: Beams = 1,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: DType = "auto",
-    plan: Annotated[
-        str | None, typer.Option(metavar="CLAIM", help="Evaluate nothing; dialogues to show a claim: 'toxicity -20%'.")
-    ] = None,
-    pilot: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="BEFORE [AFTER]", help="Where --plan takes variance from."),
-    ] = None,
-    rho: Annotated[float, typer.Option(help="Correlation to assume, with one evaluation as --pilot.")] = 0.5,
-    power: Annotated[float, typer.Option(help="Chance that --plan's dialogues show a true change.")] = 0.8,
-) -> None:
-    """Score a model, or a file of predictions, against gold texts; writes eval.json."""
-    from dialtune.data.reading import read_examples
-    from dialtune.evaluation import write_evaluation, write_examples
-
-    if plan is not None:
-        print_plan(plan, pilot or (), rho, power)
-        return
-    _one_of("--model or --predictions", model, predictions)
-    _one_of("--data", data)
-    _one_of("--out", out)
-    dataset = read_examples(data or "", layout=layout, split=split, limit=limit)
-    judged: dict[str, Any] = {"reference": reference, "seed": seed, "leakage": _leakage(dataset, train)}
-    if predictions is not None:
-        evaluation = _score_file(dataset, predictions, task, metric, judged)
-    else:
-        from dialtune.model_evaluation import evaluate_model, task_for
-
-        chosen, budget = task_for(task, model or "", template)
-        judged["sampling"] = _sampling(max_new_tokens or chosen.max_new_tokens, num_beams, 0.0, 1.0)
-        judged |= {"metrics": metric, "max_prompt_tokens": budget, "batch_size": batch_size}
-        with counting("generating") as progress:
-            evaluation = evaluate_model(_open(model, device, dtype), dataset, chosen, progress=progress, **judged)
-    typer.echo(_table(evaluation))
-    written = write_evaluation(out or Path(), evaluation)
-    write_examples(written.parent, dataset)
-    typer.echo(f"written: {written}")
 
 
 @app.command()
@@ -294,31 +247,44 @@ def compare(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run, an evaluation, or a folder of jobs such as runs/demo.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in it if left out.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run, an evaluation, a grid, or a folder of jobs such as runs/demo.")],
+    out: Annotated[Path | None, typer.Option(help="The file; report.FORMAT in the folder if left out.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="html; md, for a pull request; json; card, the README.md of the model.")
+    ] = "html",
 ) -> None:
-    """Make one HTML file of a run: curves, scores with intervals, examples, what was run."""
-    from dialtune.report.build import build_report
+    """Tell of a run in one file: verdicts, curves, dialogues, jury, what was not scored, what was run."""
+    from dialtune.report.build import build_cards, build_report
 
-    typer.echo(f"written: {build_report(run, out)}")
+    if form == "card":
+        written = build_cards(run, out)
+    elif form in ("html", "md", "json"):
+        written = [build_report(run, out, kind=form)]  # type: ignore[arg-type]
+    else:
+        raise typer.BadParameter(f"--format: got {form!r}; there are: html, md, json, card")
+    for file in written:
+        typer.echo(f"written: {file}")
 
 
 # --- what the commands share ---
 
 
-def _one_of(names: str, *values: object) -> None:
+def one_of(names: str, *values: object) -> None:
+    """Return if exactly one of these options was given."""
     given = sum(value is not None for value in values)
     if given != 1:
         raise typer.BadParameter(f"{names} is needed" if given == 0 else f"give {names}, not both")
 
 
-def _sampling(max_new_tokens: int, num_beams: int, temperature: float, top_p: float) -> Sampling:
+def sampling_of(max_new_tokens: int, num_beams: int, temperature: float, top_p: float) -> Sampling:
+    """How to decode, as the options say."""
     from dialtune.models.base import Sampling
 
     return Sampling(max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature, top_p=top_p)
 
 
-def _open(name: str | None, device: str, dtype: str) -> LanguageModel:
+def open_model(name: str | None, device: str, dtype: str) -> LanguageModel:
+    """The model of --model, opened as the options say."""
     from dialtune.models.loading import load_model
 
     model: LanguageModel = load_model(name or "", device=device, dtype=dtype)  # type: ignore[arg-type]
@@ -349,42 +315,31 @@ def _write_completions(out: Path | None, prompts: Sequence[Prompt], completions:
         typer.echo(f"written: {out} ({len(rows):,} completions, {cut:,} cut at the cap)")
 
 
-def _leakage(dataset: DataSet, train: str | None) -> dict[str, int] | None:
-    """How many rows are copies, or nearly, of rows in `train`; None if that was not asked for."""
-    if train is None:
-        return None
-    from dialtune.data.audit import leaks
-    from dialtune.data.reading import read_examples
-
-    found = leaks({"train": read_examples(train).examples, "evaluated": dataset.examples}).across[0]
-    return {"exact": found.right_exact, "near": found.right_near}
+def leaks_policy(drop: bool | None) -> Policy | None:
+    """What --drop-leaks and --allow-leaks mean; None where neither was given."""
+    return None if drop is None else "drop" if drop else "allow"
 
 
-def _score_file(
-    dataset: DataSet, path: Path, task: str, metrics: list[str] | None, judged: dict[str, Any]
-) -> Evaluation:
-    from dialtune.evaluation import evaluate_completions, read_predictions
-    from dialtune.results import ModelInfo
-    from dialtune.tasks import find_task
+def cleaned(data: DataSet, steps: Sequence[str] | None) -> DataSet:
+    """The rows after the cleaning steps of --clean."""
+    if not steps:
+        return data
+    from dataclasses import replace
 
-    completions = read_predictions(path, dataset.examples)
-    info, names = ModelInfo(name=path.name), metrics or find_task(task).metrics
-    return evaluate_completions(dataset, completions, names, model=info, task=task, **judged)
+    from dialtune.data.cleaning import choose_steps, clean_examples
+
+    return replace(data, examples=clean_examples(data.examples, choose_steps(steps)).examples)
 
 
-def _table(evaluation: Evaluation) -> str:
-    """What was counted, then a score with its interval a line; `#` starts the short form of its signature."""
-    from hashlib import sha256
+def turns_of(given: Sequence[str], model: str | None) -> TurnsConfig:
+    """How dialogues become replies: as the model was trained, and over that what --turns says."""
+    from dialtune.config.data_schema import TurnsConfig
+    from dialtune.config.loading import load_config
 
-    lines, wide = [], max(18, *map(len, evaluation.scores))
-    for name, score in evaluation.scores.items():
-        if score.value is None:
-            lines.append(f"{name:<{wide}} not scored ({score.reason})")
-        else:
-            places = 2 if abs(score.value) > 1 else 3
-            interval = f"[{score.ci[0]:.{places}f}, {score.ci[1]:.{places}f}]" if score.ci else "(no interval)"
-            short = sha256(score.signature.encode()).hexdigest()[:8]
-            lines.append(f"{name:<{wide}} {score.value:8.{places}f}  {interval:<18} n {score.n:,}  #{short}")
-    e = evaluation
-    counts = f"{e.n_scored:,} of {e.n_total:,} rows scored, {e.n_empty:,} empty, {e.n_truncated:,} cut at the cap"
-    return "\n".join([f"{e.model.name} on {e.data.name}, reference {e.data.reference}: {counts}", *lines])
+    noted: dict[str, Any] = {}
+    if model is not None:
+        from dialtune.models.loading import read_notes
+
+        noted = read_notes(model).get("turns") or {}
+    asked = load_config(None, [f"data.turns.{text}" for text in given], model="any", data="any").data.turns
+    return TurnsConfig.model_validate(noted | {key: getattr(asked, key) for key in asked.model_fields_set})

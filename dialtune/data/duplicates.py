@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -69,14 +69,32 @@ def jaccard(one: Hashes, two: Hashes) -> float:
 
 def near_pairs(texts: Sequence[str], threshold: float = THRESHOLD) -> Iterator[tuple[int, int, float]]:
     """(i, j, Jaccard) with i < j for texts that share `threshold` of their 3-grams; exact copies are best left out."""
-    sets = [shingles(text) for text in texts]
+    yield from near_sets([shingles(text) for text in texts], threshold)
+
+
+def near_sets(
+    sets: Sequence[Hashes],
+    threshold: float = THRESHOLD,
+    *,
+    border: int | None = None,
+    similarity: Callable[[Hashes, Hashes], float] = jaccard,
+) -> Iterator[tuple[int, int, float]]:
+    """(i, j, similarity) with i < j for sets of hashes, as `near_pairs`.
+
+    Args:
+        sets: sorted and distinct hashes of each text, or of a part of each text.
+        threshold: similarity from which on a pair is told, 0 to 1.
+        border: tell only pairs with i < border <= j.
+        similarity: of two sets, 0 to 1.
+    """
     proposed: set[tuple[int, int]] = set()
     for band in _bands(sets):
-        proposed.update(_collisions(band))
+        found = _collisions(band)
+        proposed.update(found if border is None else ((i, j) for i, j in found if i < border <= j))
     for i, j in sorted(proposed):
         small, large = sorted((len(sets[i]), len(sets[j])))
-        if small and small >= threshold * large and (similarity := jaccard(sets[i], sets[j])) >= threshold:
-            yield i, j, similarity
+        if small and small >= threshold * large and (alike := similarity(sets[i], sets[j])) >= threshold:
+            yield i, j, alike
 
 
 def clusters(texts: Sequence[str], *, near: bool = True, threshold: float = THRESHOLD) -> list[int]:

@@ -78,6 +78,34 @@ def reply_data(data: DataSet, settings: TurnsConfig | None = None) -> DataSet:
     )
 
 
+def open_contexts(data: DataSet, settings: TurnsConfig | None = None) -> DataSet:
+    """Each dialogue as one context without a reply: what is said next is for the model to say.
+
+    A chat is answered by its assistant; a dialogue by the speaker that `settings` names, else by whoever spoke before
+    the last turn. A chat that ends with its assistant's reply is asked for that reply.
+    """
+    settings = settings or TurnsConfig()
+    return replace(data, examples=tuple(_open_context(row, settings) for row in data.examples), references=(0, 0))
+
+
+def _open_context(example: Example, settings: TurnsConfig) -> Example:
+    system, turns = _read(example)
+    if _is_chat(example) and turns and turns[-1].speaker == "assistant":
+        turns = turns[:-1]
+    if not system and settings.system:
+        system = (Message("system", settings.system),)
+    named = _learned(turns, settings.speaker, _is_chat(example))
+    others = [turn.speaker for turn in turns[:-1] if turn.speaker != turns[-1].speaker]
+    replier = "assistant" if _is_chat(example) else next(iter(named)) if len(named) == 1 else (others or [""])[-1]
+    context = _before(_as_chat(turns, replier), len(turns), settings.window)
+    return replace(example, messages=(*system, *context), references=())
+
+
+def for_task(data: DataSet, task: str, settings: TurnsConfig | None = None) -> DataSet:
+    """The data as a task asks for it: replies for `respond`, which no other task wants."""
+    return reply_data(data, settings) if task == "respond" else data
+
+
 def whole_dialogue(example: Example) -> Example:
     """All that was said in a row, the reply of a chat included and instructions left out: what audits compare."""
     _, turns = _read(example)

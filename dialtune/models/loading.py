@@ -17,6 +17,7 @@ import torch
 
 from dialtune.cards import CARD, Making, base_of, write_card
 from dialtune.checkpoints import newest_checkpoint
+from dialtune.data.seen import Seen, read_seen
 from dialtune.errors import ModelError, ModelNotFoundError, UnsafeModelError
 from dialtune.models.base import LanguageModel
 from dialtune.models.causal import CausalLM
@@ -25,7 +26,7 @@ from dialtune.models.packaged import PACKAGED, packaged_folder, quiet_transforme
 from dialtune.models.safety import check_model_folder
 from dialtune.models.seq2seq import Seq2SeqLM
 from dialtune.results import ModelInfo
-from dialtune.runs import RunFolder, write_text_atomic
+from dialtune.runs import TRAINED_ON, RunFolder, write_text_atomic
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 OpenModel = CausalLM | Seq2SeqLM  # what `load_model` gives: a LanguageModel with its tokenizer and transformers core
@@ -173,6 +174,19 @@ def read_notes(name: str) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error}); delete it or restore the checkpoint") from error
     return notes if isinstance(notes, dict) else {}
+
+
+def find_trained_on(name: str) -> Seen | None:
+    """What a local model that dialtune saved was trained on, from beside its weights or its run folder.
+
+    None for every other model, and for one whose folder was moved away from that file.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    weights = _result_of_run(folder).resolve()
+    paths = (weights / TRAINED_ON, weights.parent / TRAINED_ON)
+    return next((read_seen(path) for path in paths if path.is_file()), None)
 
 
 def _result_of_run(folder: Path) -> Path:

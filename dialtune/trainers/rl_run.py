@@ -41,12 +41,15 @@ from dialtune.trainers.method import Measured, Method
 from dialtune.trainers.ppo import PPOMethod
 from dialtune.trainers.rl import JOURNAL, Clock, Evaluate, Pool, train_rl
 from dialtune.trainers.setup import (
+    Sets,
     check_same_run,
     command_line,
     data_facts,
+    notes_of,
     open_for_training,
     prompts_of,
-    read_data,
+    read_sets,
+    record_seen,
     result_of,
     start_of,
     task_of,
@@ -69,10 +72,19 @@ class Prepared:
     reference: Reference
     method: Method
     judging: Judging
-    train: DataSet
-    validation: DataSet | None
+    sets: Sets
     pool: Pool
     fingerprint: str
+
+    @property
+    def train(self) -> DataSet:
+        """What is learned from."""
+        return self.sets.train
+
+    @property
+    def validation(self) -> DataSet | None:
+        """What chooses the best checkpoint."""
+        return self.sets.validation
 
 
 def run_rl(
@@ -130,10 +142,8 @@ def check_rl(config: RLConfig, *, rewards: Sequence[Reward] = ()) -> list[Check]
 def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path | None = None) -> Prepared:
     """Read the data, open policy and start policy, build prompts and rewards."""
     task = task_of(config)
-    train = read_data(config, config.data.train, config.data.max_train_rows)
-    validation = None
-    if config.data.validation is not None:
-        validation = read_data(config, config.data.validation, config.data.max_validation_rows)
+    sets = read_sets(config)
+    train, validation = sets.train, sets.validation
     model = open_for_training(config, weights)
     if model.device.type == "cpu":
         keep_freed_memory()
@@ -157,7 +167,7 @@ def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path |
     pool = Pool(train.examples, prompts_of(config, task, model, train.examples), seed)
     parts = [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
     parts.append(weights_sha256(resolve_folder(config.model, config.model_revision)))  # of the start policy
-    return Prepared(config, task, model, reference, method, judging, train, validation, pool, ":".join(parts))
+    return Prepared(config, task, model, reference, method, judging, sets, pool, ":".join(parts))
 
 
 def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_event: OnEvent) -> Path:
@@ -179,11 +189,7 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
         evaluate=_evaluator(prepared),
         start=start,
         fingerprint=prepared.fingerprint,
-        notes={
-            "task": config.task,
-            "template": prepared.task.template,
-            "max_prompt_length": config.max_prompt_length,
-        },
+        notes=notes_of(config, prepared.task) | {"trained_on": record_seen(run, prepared.train, config)},
         on_event=on_event,
     )
     return result_of(run, state.result_step(config))
@@ -251,10 +257,11 @@ def _loss(method: Method, rollout: Rollout) -> Tensor:
 
 
 def _data_checks(prepared: Prepared) -> list[Check]:
-    """D23: no evaluation dialogue among the training prompts."""
-    if prepared.validation is None:
+    """D23: no evaluation dialogue among the training prompts, unless the recipe allows it."""
+    if prepared.validation is None or prepared.config.data.leaks == "allow":
         return []
-    shared = leaks({"train": prepared.train.examples, "validation": prepared.validation.examples}).across[0]
+    sets = {"train": prepared.train, "validation": prepared.validation}
+    shared = leaks({name: data.dialogues or data.examples for name, data in sets.items()}).across[0]
     n = shared.right_exact + shared.right_near
     problem = f"{n} validation dialogues occur in the training prompts; run: dialtune data leaks" if n else None
     return [Check("D23", "validation dialogues are not trained on", problem)]
@@ -304,7 +311,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "model": prepared.model.info.model_dump(),
         "parameters": {"trainable": trainable, "total": total},
         "rewards": prepared.judging.describe(),
-        "data": data_facts({"train": prepared.train, "validation": prepared.validation}),
+        "data": data_facts(prepared.sets),
         "dropped_turns": sum(prompt.dropped_turns for prompt in prepared.pool.prompts),
         "fingerprint": prepared.fingerprint,
     }

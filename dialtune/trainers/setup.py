@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,10 +14,20 @@ from dialtune.checkpoints import Checkpoint, newest_checkpoint, open_checkpoint
 from dialtune.config.loading import load_any_config
 from dialtune.config.schema import TrainingConfig
 from dialtune.data.cleaning import clean_examples
+from dialtune.data.leakage import audit_training
 from dialtune.data.reading import DataSet, read_examples
+from dialtune.data.seen import fingerprint_dialogues, write_seen
+from dialtune.data.turns import for_task
 from dialtune.errors import CheckpointError, ConfigError
 from dialtune.models.base import LanguageModel
-from dialtune.models.loading import OpenModel, bf16_is_faster, choose_device, load_model, resolve_folder
+from dialtune.models.loading import (
+    OpenModel,
+    bf16_is_faster,
+    choose_device,
+    find_trained_on,
+    load_model,
+    resolve_folder,
+)
 from dialtune.models.lora import attach_lora
 from dialtune.models.reference import is_adapter
 from dialtune.prompts import build_prompts
@@ -85,8 +95,38 @@ def _check_rank(config: TrainingConfig, name: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The data of a training; `leakage` is what `audit_training` found, None if it was not asked."""
+
+    train: DataSet
+    validation: DataSet | None
+    leakage: dict[str, dict[str, int]] | None = None
+
+
+def read_sets(config: TrainingConfig) -> Sets:
+    """Everything that a recipe trains on and chooses by, dialogues that leak dealt with as it says.
+
+    Raises:
+        DataError: rows that were rejected; or dialogues that leak, under `data.leaks: stop`.
+    """
+    data, found = config.data, None
+    train = _read_rows(config, data.train, data.max_train_rows)
+    validation = data.validation and _read_rows(config, data.validation, data.max_validation_rows)
+    if data.leaks is not None:
+        test = data.test and _read_rows(config, data.test, None)
+        held_out = {"validation": validation, "test": test}
+        train, found = audit_training(train, {name: one for name, one in held_out.items() if one}, data.leaks)
+    train = for_task(train, config.task, data.turns)
+    return Sets(train, for_task(validation, config.task, data.turns) if validation else None, found)
+
+
 def read_data(config: TrainingConfig, source: str, limit: int | None) -> DataSet:
-    """Rows of one of the recipe's sources, read and cleaned as the recipe says."""
+    """One of the recipe's sources, read and cleaned as the recipe says; replies for task `respond`."""
+    return for_task(_read_rows(config, source, limit), config.task, config.data.turns)
+
+
+def _read_rows(config: TrainingConfig, source: str, limit: int | None) -> DataSet:
     data = config.data
     found = read_examples(
         source,
@@ -99,6 +139,16 @@ def read_data(config: TrainingConfig, source: str, limit: int | None) -> DataSet
     if not data.clean:
         return found
     return replace(found, examples=clean_examples(found.examples, data.clean).examples)
+
+
+def record_seen(run: RunFolder, train: DataSet, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Write trained_on.safetensors, what the start model was trained on included; returns its sources."""
+    dialogues = replace(train, examples=train.dialogues or train.examples, dialogues=())
+    seen = fingerprint_dialogues(dialogues.examples, train.name, dialogues.fingerprint)
+    before = find_trained_on(config.model)
+    seen = seen if before is None else before + seen
+    write_seen(run.trained_on, seen)
+    return list(seen.sources)
 
 
 def prompts_of(config: TrainingConfig, task: Task, model: LanguageModel, examples: Sequence[Example]) -> list[Prompt]:
@@ -162,18 +212,27 @@ def _changed_keys(run: RunFolder, config: TrainingConfig) -> list[str]:
     return [key for key in new if new[key] != old.get(key) and key != "output_dir"]
 
 
-def data_facts(sets: dict[str, DataSet | None]) -> dict[str, Any]:
-    """What run.json records about the data."""
-    return {
+def notes_of(config: TrainingConfig, task: Task) -> dict[str, Any]:
+    """How the model is asked, for those who ask it later: kept beside its weights."""
+    notes = {"task": config.task, "template": task.template, "max_prompt_length": config.max_prompt_length}
+    turns = config.data.turns
+    said = {"speaker": turns.speaker, "window": turns.window, "system": turns.system}
+    return notes | ({"turns": said} if config.task == "respond" else {})
+
+
+def data_facts(sets: Sets) -> dict[str, Any]:
+    """What run.json records about the data; `leakage` where it was looked for."""
+    facts: dict[str, Any] = {
         name: {
             "name": found.name,
             "rows": len(found.examples),
             "fingerprint": found.fingerprint,
             "counts": found.counts,
         }
-        for name, found in sets.items()
+        for name, found in {"train": sets.train, "validation": sets.validation}.items()
         if found is not None
     }
+    return facts if sets.leakage is None else facts | {"leakage": sets.leakage}
 
 
 def command_line() -> str:

@@ -25,13 +25,16 @@ from dialtune.tasks import Task
 from dialtune.trainers.batching import TokenRow, tokenize_rows
 from dialtune.trainers.packing import join_replies
 from dialtune.trainers.setup import (
+    Sets,
     check_same_run,
     command_line,
     data_facts,
+    notes_of,
     open_for_training,
     prompt_limit,
     prompts_of,
-    read_data,
+    read_sets,
+    record_seen,
     result_of,
     start_of,
     task_of,
@@ -58,11 +61,20 @@ class Prepared:
     config: RunConfig
     task: Task
     model: OpenModel
-    train: DataSet
-    validation: DataSet | None
+    sets: Sets
     targets: Targets
     validation_rows: list[TokenRow]
     fingerprint: str
+
+    @property
+    def train(self) -> DataSet:
+        """What is learned from."""
+        return self.sets.train
+
+    @property
+    def validation(self) -> DataSet | None:
+        """What chooses the best checkpoint."""
+        return self.sets.validation
 
     @property
     def rows(self) -> list[TokenRow]:
@@ -110,11 +122,7 @@ def run_sft(
                 evaluate=_evaluator(prepared),
                 start=start,
                 fingerprint=prepared.fingerprint,
-                notes={
-                    "task": config.task,
-                    "template": prepared.task.template,
-                    "max_prompt_length": config.max_prompt_length,
-                },
+                notes=notes_of(config, prepared.task) | {"trained_on": record_seen(run, prepared.train, config)},
                 on_event=on_event,
             )
             result = result_of(run, state.result_step(config))
@@ -129,17 +137,15 @@ def run_sft(
 def prepare(config: RunConfig, *, weights: Path | None = None) -> Prepared:
     """Read the data, open the model (from `weights` when resuming), build and tokenise the rows."""
     task = task_of(config)
-    train = read_data(config, config.data.train, config.data.max_train_rows)
-    validation = None
-    if config.data.validation is not None:
-        validation = read_data(config, config.data.validation, config.data.max_validation_rows)
+    sets = read_sets(config)
+    train, validation = sets.train, sets.validation
     model = open_for_training(config, weights)
     targets = _tokenize(config, task, model, train)
     validation_rows = [] if validation is None else _tokenize(config, task, model, validation).rows
     fingerprint = ":".join(
         [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
     )
-    return Prepared(config, task, model, train, validation, targets, validation_rows, fingerprint)
+    return Prepared(config, task, model, sets, targets, validation_rows, fingerprint)
 
 
 def preview_sft(config: RunConfig) -> list[str]:
@@ -245,7 +251,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "seed": prepared.config.seed,
         "model": prepared.model.info.model_dump(),
         "parameters": {"trainable": trainable, "total": total},
-        "data": data_facts({"train": prepared.train, "validation": prepared.validation}),
+        "data": data_facts(prepared.sets),
         "targets": prepared.targets.n,
         "rows": len(prepared.rows),
         "dropped_turns": prepared.targets.dropped_turns,
