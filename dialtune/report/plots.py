@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE, GOOD, BAD, FLAT, PAGE = (f"#01010{digit}" for digit in range(1, 8))  # stand-ins, never shown
+RUNS = tuple(f"#02020{digit}" for digit in range(1, 7))  # of runs side by side; more cannot be told apart
 _CSS = {
     INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", GOOD: "var(--good)", BAD: "var(--bad)",
-    FLAT: "var(--flat)", PAGE: "var(--page)",
+    FLAT: "var(--flat)", PAGE: "var(--page)", **{color: f"var(--run{n})" for n, color in enumerate(RUNS, start=1)},
 }  # fmt: skip
 _MARKS: Mapping[Verdict, tuple[str, str, str]] = {  # marker, edge, face: shape tells as much as colour
     "improved": ("o", GOOD, GOOD),
@@ -78,6 +79,15 @@ class ForestRow:
     high: float
     text: str
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run among others: (epoch, value) of its training and of its validation."""
+
+    label: str
+    training: Sequence[Point]
+    validation: Sequence[Point]
 
 
 @_settled
@@ -137,6 +147,41 @@ def curves(
         legend = axes.legend(frameon=False, fontsize=11, labelcolor=INK, loc="best")
         for text in legend.get_texts():
             text.set_parse_math(False)
+    return _svg(figure, key, title)
+
+
+@_settled
+def runs(leading: Sequence[Run], others: Sequence[Run], *, width: int, y_label: str, title: str, key: str) -> str:
+    """Several runs over epochs: validation as marked lines, the running mean of training thin, a colour a run.
+
+    Args:
+        leading: at most len(RUNS), named in the legend.
+        others: drawn faint, and named together.
+        width: in CSS pixels; narrow ones have their legend below.
+        y_label, title, key: as of the other plots.
+    """
+    n_entries, narrow = len(leading) + bool(others), width < 500
+    room = 30 if narrow else 38  # characters of a label
+    right = 10 if narrow else 60 + 6.6 * max(len(run.label[:room]) for run in leading)
+    bottom = 38 + (24 + 18 * n_entries if narrow else 0)
+    figure, axes = _axes(width, 250 + bottom, left=46, right=right, top=24, bottom=bottom)
+    for place, run in enumerate([*leading, *others]):
+        color = RUNS[place] if place < len(leading) else LINE
+        label = _cut(run.label, room) if place < len(leading) else "other runs" if place == len(leading) else None
+        above: dict[str, Any] = {"color": color, "zorder": 3 - place / 100}  # the first on top
+        smooth = _running_mean(run.training) if len(run.training) > SMOOTHED_FROM else run.training
+        axes.plot(*_columns(smooth), linewidth=0.9, alpha=0.75, **above)
+        style, marker = ("-", "--", "-.")[place % 3], "os^Dv*"[place % 6]
+        axes.plot(*_columns(run.validation), linestyle=style, marker=marker, markersize=4.5, label=label, **above)
+    axes.set_xlabel("epoch", color=MUTED)
+    _label(axes, 0, 1, y_label, x_px=-40, y_px=12, data_y=False, color=MUTED)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    anchor = (0, -52 / 250) if narrow else (1.02, 1.02)  # below the label of the axis, or beside the drawing
+    legend = axes.legend(
+        frameon=False, fontsize=11, labelcolor=INK, loc="upper left", bbox_to_anchor=anchor, borderaxespad=0.0
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _svg(figure, key, title)
 
 

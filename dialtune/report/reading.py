@@ -12,11 +12,12 @@ from typing import Any, Literal
 from dialtune.comparison import read_comparison
 from dialtune.errors import ConfigError, DataError
 from dialtune.evaluation import read_evaluation
+from dialtune.grids import GridRecord, read_grid
 from dialtune.results import Comparison, Evaluation, to_json
 from dialtune.runs import RunFolder, read_rows
 
 _FIRST = ("summarize", "respond", "detoxify")  # the labs' order; other jobs follow by name
-Layout = Literal["job", "jobs", "training", "evaluation"]
+Layout = Literal["job", "jobs", "grid", "training", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,15 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """grid.json, and the rows of metrics.jsonl of each run that has begun, by its name; `told` stands for them."""
+
+    record: GridRecord
+    rows: Mapping[str, tuple[Mapping[str, Any], ...]]
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Everything known about one job; `after` is the only evaluation where there is but one."""
 
@@ -45,6 +55,7 @@ class Job:
     before: Evaluation | None = None
     comparison: Comparison | None = None
     training: Training | None = None
+    grid: Runs | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # "train/run.json": its content
 
@@ -68,6 +79,8 @@ def read_jobs(folder: Path) -> tuple[Job, ...]:
         return tuple(_read_job(child, child.name) for child in _job_folders(folder))
     if layout == "job":
         return (_read_job(folder, ""),)
+    if layout == "grid":
+        return (_read_grid(folder),)
     run = RunFolder(folder)
     training = _read_training(run, folder) if layout == "training" else None
     after = read_evaluation(folder) if run.evaluation.exists() else None
@@ -87,6 +100,8 @@ def _layout(folder: Path) -> Layout:
     run = RunFolder(folder)
     if _is_job(folder):
         return "job"
+    if run.grid.exists():
+        return "grid"
     if run.metrics.exists():
         return "training"
     if run.evaluation.exists():
@@ -130,6 +145,18 @@ def _read_job(folder: Path, name: str) -> Job:
         sources=_read_sources([side.path / "examples.jsonl" for side in (run, before, after)]),
         records=_read_records(folder, [before.record, *([train.record] if train else []), after.record, run.record]),
     )
+
+
+def _read_grid(folder: Path) -> Job:
+    """The runs of a grid; the best one stands for it where its recipe and commands are told."""
+    record = read_grid(folder)
+    assert record is not None
+    rows = {row.name: tuple(_with_steps(RunFolder(folder / row.name).metrics)) for row in record.rows}
+    begun = {name: found for name, found in rows.items() if found}
+    told = record.best or next(iter(begun), record.rows[0].name)
+    run = RunFolder(folder / told)
+    training = _read_training(run, folder) if told in begun else None
+    return Job("grid", training=training, grid=Runs(record, begun, told), records=_read_records(folder, [run.record]))
 
 
 def _require(files: list[Path], hint: str) -> None:

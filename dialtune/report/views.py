@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dialtune.report import provenance, wording
 from dialtune.report.curves import training_plots
 from dialtune.report.dialogues import Card, cards, change_plot, row_score
+from dialtune.report.grid import GridTable, grid_table
 from dialtune.report.plots import Plot
 from dialtune.report.reading import Job
 from dialtune.report.scores import ScoreLine, headline, notes, score_lines
@@ -25,6 +26,7 @@ class Section:
     tone: str
     notes: tuple[str, ...]
     lines: tuple[ScoreLine, ...]
+    grid: GridTable | None
     plots: tuple[Plot, ...]
     cards: tuple[tuple[str, tuple[Card, ...]], ...]  # heading, cards
     cards_note: str
@@ -51,6 +53,7 @@ def section(job: Job, place: int, shown: int) -> Section:
         tone=wording.tone(entry),
         notes=notes(job, entry),
         lines=tuple(score_lines(job)),
+        grid=grid_table(job.grid, place) if job.grid else None,
         plots=tuple([*change_plot(job, by, place), *training_plots(job.training, place)]),
         cards=found,
         cards_note=cards_note,
@@ -65,6 +68,8 @@ def section(job: Job, place: int, shown: int) -> Section:
 
 
 def _sentence(job: Job, name: str | None) -> str:
+    if job.grid:
+        return wording.grid_sentence(job.grid.record)
     if job.comparison and name:
         return wording.comparison_sentence(job.task, name, job.comparison.scores[name])
     if job.after:

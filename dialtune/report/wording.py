@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dialtune.grids import GridRecord
 from dialtune.results import Comparison, Entry, Evaluation, Interval, ScoreEntry, Verdict
 
 # task: (what the model writes, the scores that may stand for the job, best first)
@@ -188,6 +189,23 @@ def training_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
             steps = max(int(row["step"]) for row in rows)
             return f"Trained for {steps:,} steps: {words} {number(values[0], 3)} → {number(values[-1], 3)}."
     return "Training has not logged two steps yet."
+
+
+def grid_sentence(record: GridRecord) -> str:
+    """Which run of a grid won, by what, and how many runs there were."""
+    best = next((row for row in record.rows if row.name == record.best), None)
+    if best is None or best.score is None:
+        return f"{record.n_finished} of {len(record.rows)} runs finished; none is chosen yet."
+    name = "validation loss" if record.metric == "eval_loss" else metric_name(record.metric)
+    value = number(best.score, 3 if record.metric == "eval_loss" else digits(best.score))
+    extreme = "lowest" if record.direction == "lower" else "highest"
+    chosen = clip(", ".join(f"{key} {plain(value)}" for key, value in best.values.items()), 200)
+    return f"Of {len(record.rows)} runs, {chosen} has the {extreme} {name}: {value}, after {best.step:,} updates."
+
+
+def plain(value: object) -> str:
+    """A value of a recipe as YAML shows it: 3e-05, true, null."""
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def _subject(task: str) -> str:

@@ -63,6 +63,12 @@ def learned_mask(rows: Sequence[TokenRow], mask: Tensor) -> Tensor:
     return mask & pad_right(marks, 0, mask.device)[0].bool()
 
 
+def learned_logprobs(model: LanguageModel, rows: Sequence[TokenRow]) -> Tensor:
+    """(B,R) fp32 log p of the rows' learned tokens, 0 elsewhere: SFT's loss is minus their mean."""
+    batch = model.batch([row.query for row in rows], [row.response for row in rows])
+    return model.logprobs(batch.query, batch.response, learned_mask(rows, batch.mask))
+
+
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, group_by_length: bool
 ) -> list[list[int]]:

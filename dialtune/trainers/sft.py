@@ -28,7 +28,7 @@ from dialtune.models.base import LanguageModel
 from dialtune.models.loading import save_model
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
 from dialtune.seeds import seed_for
-from dialtune.trainers.batching import TokenRow, epoch_batches, learned_mask
+from dialtune.trainers.batching import TokenRow, epoch_batches, learned_logprobs
 from dialtune.trainers.signals import stop_on_signals
 from dialtune.trainers.update import Updater, compute_dtype
 
@@ -125,7 +125,7 @@ def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller
     on_event("start", {"total_steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "step": state.step})
 
     def loss_sum(chosen: Sequence[int]) -> Tensor:
-        return -_logprobs(model, [rows[i] for i in chosen]).sum()
+        return -learned_logprobs(model, [rows[i] for i in chosen]).sum()
 
     def save() -> None:
         _save(updater, state, config, run, fingerprint, lambda folder: save_model(model, folder, notes), on_event)
@@ -186,15 +186,9 @@ def mean_loss(model: LanguageModel, rows: Sequence[TokenRow], config: RunConfig)
     with torch.no_grad(), compute_dtype(model.module, config, model.device):
         for at in range(0, len(order), config.per_device_eval_batch_size):
             chosen = [rows[i] for i in order[at : at + config.per_device_eval_batch_size]]
-            total -= float(_logprobs(model, chosen).double().sum())
+            total -= float(learned_logprobs(model, chosen).double().sum())
             n_tokens += sum(row.n_learned for row in chosen)
     return total / max(1, n_tokens)
-
-
-def _logprobs(model: LanguageModel, rows: Sequence[TokenRow]) -> Tensor:
-    """(B,R) log p of the rows' learned tokens, 0 elsewhere."""
-    batch = model.batch([row.query for row in rows], [row.response for row in rows])
-    return model.logprobs(batch.query, batch.response, learned_mask(rows, batch.mask))
 
 
 def _stopped_early(state: TrainState, config: RunConfig) -> bool:

@@ -341,7 +341,7 @@ def test_every_text_colour_reaches_wcag_aa_on_both_backgrounds(scheme: int) -> N
     blocks = re.findall(r":root \{(.*?)\}", STYLE.read_text(), flags=re.DOTALL)
     assert len(blocks) == 2  # light, dark
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[scheme]))
-    for text in ("ink", "muted", "good", "bad", "flat", "link"):
+    for text in ("ink", "muted", "good", "bad", "flat", "link", *(f"run{n}" for n in range(1, 7))):
         for ground in ("page", "card"):
             light, dark = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import BUILDERS, make_chat_tokenizer, make_model
 
-from dialtune.trainers.batching import TokenRow, learned_mask, tokenize_rows
+from dialtune.trainers.batching import TokenRow, learned_logprobs, learned_mask, tokenize_rows
 from dialtune.trainers.packing import join_replies
 from dialtune.types import Example, Message, Prompt
 
@@ -91,8 +91,7 @@ def dialogues(n: int) -> list[list[str]]:
 
 
 def loss_sum(model: Any, rows: Sequence[TokenRow]) -> torch.Tensor:
-    batch = model.batch([row.query for row in rows], [row.response for row in rows])
-    return -model.logprobs(batch.query, batch.response, learned_mask(rows, batch.mask)).sum()
+    return -learned_logprobs(model, rows).sum()
 
 
 def loss_and_gradients(model: Any, batches: Sequence[Sequence[TokenRow]]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -149,8 +148,7 @@ def test_what_stands_behind_or_between_learned_turns_changes_no_loss():
     before = float(loss_sum(model, [row]).detach())
     longer = TokenRow(row.example_id, row.query, (*row.response, 7, 8, 9), 0, (*(row.learn or ()), False, False, False))
     assert float(loss_sum(model, [longer]).detach()) == pytest.approx(before, rel=1e-6)
-    batch = model.batch([longer.query], [longer.response])
-    scored = model.logprobs(batch.query, batch.response, learned_mask([longer], batch.mask))
+    scored = learned_logprobs(model, [longer])
     marks = torch.tensor([longer.learn])
     assert bool((scored[~marks] == 0).all())
     assert bool((scored[marks] < 0).all())
