@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
 
 CAP, BETA, RATE = 40, 0.05, 1e-4  # as in bench_rl.py
@@ -22,7 +22,10 @@ def main() -> None:
     folder = Path(options.work)
     ids = json.loads((folder / "seq2seq.json").read_text(encoding="utf-8"))["ids"]
     queries = [torch.tensor(row) for row in ids]
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "t5")
+    # By its file: this transformers cannot open a tokenizer folder that a newer one wrote.
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "t5" / "tokenizer.json"), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(str(folder / "t5"))
     config = PPOConfig(
         batch_size=len(queries), mini_batch_size=len(queries), ppo_epochs=options.epochs, learning_rate=RATE,

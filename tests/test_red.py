@@ -60,7 +60,7 @@ BROKEN = [
     # the loop: a group's baseline, the KL of the right sign, what a resumed run must remember
     ("trainers/group", "rewards - self.beta * (", "rewards + self.beta * (", "trainers/test_rl.py"),
     ("trainers/group", "old = logprobs.detach() if", "old = rollout.sampled_logprobs[rows] * 0.9 if", "trainers/test_rl.py"),
-    ("trainers/ppo", "kl = rollout.old_logprobs - rollout.ref_logprobs", "kl = rollout.ref_logprobs - rollout.old_logprobs", "trainers/test_ppo.py"),
+    ("trainers/ppo", "old - rollout.ref_logprobs, rollout.mask", "rollout.ref_logprobs - old, rollout.mask", "trainers/test_ppo.py"),
     ("trainers/ppo", "self.advantages = whiten(advantages, self.mask)", "self.advantages = advantages", "trainers/test_ppo.py"),
 ]  # fmt: skip
 

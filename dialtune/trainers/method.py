@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dialtune.config.rl_schema import RLConfig
+from dialtune.models.base import LanguageModel
 from dialtune.rl.losses import kl_k1, kl_k3
-from dialtune.rl.rollouts import Rollout
+from dialtune.rl.rollouts import Rollout, chunks
 
 
 @dataclass
@@ -86,6 +88,38 @@ class Method(Protocol):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `tensors()`."""
         ...
+
+
+@torch.no_grad()
+def with_old(model: LanguageModel, method: Method, rollout: Rollout, config: RLConfig, *, batch: int) -> Rollout:
+    """The rollout with the log-probs of the policy that sampled it, by the code that trains, and its values.
+
+    Args:
+        model: the policy before its update.
+        method: gives the values, if it needs any.
+        rollout: without them.
+        config: temperature and truncation are read.
+        batch: prompts per forward.
+    """
+    logprobs, values, last_values = [], [], []
+    for chosen in chunks(len(rollout.example_ids), batch):
+        rows = rollout.rows(chosen)
+        response, mask = rollout.response[rows], rollout.mask[rows]
+        beyond = config.truncation == "bootstrap"  # one position more: the state after a cut-off last token
+        wide = (nn.functional.pad(tensor, (0, int(beyond)), value=1) for tensor in (response, mask))
+        states = model.states(rollout.queries(chosen), *wide)
+        if beyond:
+            last_values.append(method.values(states)[:, -1])
+            states = states[:, :-1]
+        logprobs.append(model.score(states, response, mask, temperature=config.temperature, sampleable=True))
+        if method.needs_values:
+            values.append(method.values(states) * mask)
+    return replace(
+        rollout,
+        old_logprobs=torch.cat(logprobs),
+        values=torch.cat(values) if values else None,
+        last_values=torch.cat(last_values) if last_values else None,
+    )
 
 
 def measure_policy(

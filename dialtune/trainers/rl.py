@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from dialtune.checkpoints import (
     Checkpoint,
@@ -32,7 +31,7 @@ from dialtune.rl.judging import Judging
 from dialtune.rl.rollouts import Rollout, chunks, collect, journal_rows
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
 from dialtune.seeds import seed_for
-from dialtune.trainers.method import Measured, Method
+from dialtune.trainers.method import Measured, Method, with_old
 from dialtune.trainers.sft import OnEvent, ignore_events
 from dialtune.trainers.signals import stop_on_signals
 from dialtune.trainers.update import Updater, compute_dtype
@@ -277,34 +276,10 @@ class _Loop:
                 batch=config.per_device_train_batch_size,
                 timed=clock,
             )
-            if config.updates_per_rollout == 1 and not self.method.needs_values:
-                return rollout
-            with clock("old"), torch.no_grad():
-                return self._with_old(rollout)
-
-    def _with_old(self, rollout: Rollout) -> Rollout:
-        """The rollout with the log-probs of the policy that sampled it, by the code that trains, and its values."""
-        logprobs, values, last_values = [], [], []
-        for chosen in chunks(len(rollout.example_ids), self.config.per_device_train_batch_size):
-            rows = rollout.rows(chosen)
-            response, mask = rollout.response[rows], rollout.mask[rows]
-            beyond = self.config.truncation == "bootstrap"  # one position more: the state after a cut-off last token
-            wide = (nn.functional.pad(tensor, (0, int(beyond)), value=1) for tensor in (response, mask))
-            states = self.model.states(rollout.queries(chosen), *wide)
-            if beyond:
-                last_values.append(self.method.values(states)[:, -1])
-                states = states[:, :-1]
-            logprobs.append(
-                self.model.score(states, response, mask, temperature=self.config.temperature, sampleable=True)
-            )
-            if self.method.needs_values:
-                values.append(self.method.values(states) * mask)
-        return replace(
-            rollout,
-            old_logprobs=torch.cat(logprobs),
-            values=torch.cat(values) if values else None,
-            last_values=torch.cat(last_values) if last_values else None,
-        )
+            if config.updates_per_rollout == 1 and config.truncation != "bootstrap":
+                return rollout  # the update's own forward gives them
+            with clock("old"):
+                return with_old(model, self.method, rollout, config, batch=config.per_device_train_batch_size)
 
     def _minibatch(self, number: int, place: int) -> list[int]:
         """Prompts of one update: every prompt once per pass, in an order of its own."""

@@ -24,9 +24,7 @@ from rl_tiny import (
 
 from dialtune.rl import losses
 from dialtune.rl.advantages import generalized_advantages, shaped_rewards, whiten
-from dialtune.runs import RunFolder
-from dialtune.trainers import rl
-from dialtune.trainers.method import Measured
+from dialtune.trainers.method import Measured, with_old
 from dialtune.trainers.rl_run import prepare
 
 
@@ -73,9 +71,7 @@ def test_the_value_behind_a_cut_is_that_of_one_more_position(kind: str) -> None:
     torch.manual_seed(2)
     torch.nn.init.normal_(head.head.linear.weight)
     rollout = rollout_for(prepared, old=False)
-    loop = rl._Loop(model, prepared.reference, prepared.pool, prepared.judging, method, config, RunFolder("unused"))
-    with torch.no_grad():
-        found = loop._with_old(rollout)
+    found = with_old(model, method, rollout, config, batch=4)
     assert found.last_values is not None
     assert found.values is not None
     assert found.last_values.shape == (12,)
@@ -91,6 +87,33 @@ def test_the_value_behind_a_cut_is_that_of_one_more_position(kind: str) -> None:
         torch.testing.assert_close(found.last_values[row], values[-1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.values[row], values[:-1], atol=1e-5, rtol=1e-5)
         assert abs(float(values[-1] - values[-2])) > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("truncation", ["penalise", "mask"])
+def test_one_forward_gives_what_a_pass_before_it_gives(kind: str, truncation: str) -> None:
+    """Old log-probs, values and advantages of the update's own forward; of a pass before; and in halves."""
+    config = rl_config(start_policy(kind), "unused", method="ppo", truncation=truncation, max_completion_length=4)
+    prepared = prepare(config, [letter_reward()])
+    method: Any = prepared.method
+    torch.manual_seed(3)
+    torch.nn.init.normal_(method.head.linear.weight)
+    rollout = rollout_for(prepared, old=False)
+    before = with_old(prepared.model, method, rollout, config, batch=2)
+    everything = list(range(len(rollout.example_ids)))
+    gradients = []
+    for given, parts in ((rollout, [everything]), (before, [everything]), (rollout, [everything[:1], everything[1:]])):
+        method.begin(given, 0.05)
+        denominator = method.start_update(everything)
+        method.trained.zero_grad(set_to_none=True)
+        measured = Measured()
+        for part in parts:
+            (method.loss_sum(part, measured, policy_is_frozen=False) / denominator).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in method.trained.parameters() if p.grad is not None]))
+        assert measured.ratio_min == pytest.approx(1, abs=1e-5)
+    assert float(gradients[0].norm()) > 1e-3
+    for other in gradients[1:]:
+        assert float((other - gradients[0]).norm() / gradients[0].norm()) < 1e-4
 
 
 def test_the_value_head_is_warmed_up_while_the_policy_stands_still(

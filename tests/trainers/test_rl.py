@@ -230,7 +230,7 @@ def test_every_combination_of_settings_runs(
 
 def test_a_record_says_what_the_design_asks_for(tmp_path: Path) -> None:
     trained(
-        "t5", tmp_path / "run", method="ppo", max_steps=2, data=data(), eval_steps=1,
+        "t5", tmp_path / "run", method="ppo", max_steps=2, num_iterations=2, data=data(), eval_steps=1,
         constraint={"qualities": ["rougeL"], "baseline_prompts": 16},
     )  # fmt: skip
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
