@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -172,7 +172,15 @@ def runs(leading: Sequence[Run], others: Sequence[Run], *, width: int, y_label: 
         smooth = _running_mean(run.training) if len(run.training) > SMOOTHED_FROM else run.training
         axes.plot(*_columns(smooth), linewidth=0.9, alpha=0.75, **above)
         style, marker = ("-", "--", "-.")[place % 3], "os^Dv*"[place % 6]
-        axes.plot(*_columns(run.validation), linestyle=style, marker=marker, markersize=4.5, label=label, **above)
+        axes.plot(
+            *_columns(run.validation),
+            linestyle=style,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.5,
+            label=label,
+            **above,
+        )
     axes.set_xlabel("epoch", color=MUTED)
     _label(axes, 0, 1, y_label, x_px=-40, y_px=12, data_y=False, color=MUTED)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -188,6 +196,55 @@ def runs(leading: Sequence[Run], others: Sequence[Run], *, width: int, y_label: 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     thin = _thinned(points)
     return [x for x, _ in thin], [y for _, y in thin]
+
+
+StopKind = Literal["start", "refused", "passed", "chosen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One evaluation on the way of a run: where it stood, and what it is."""
+
+    step: int
+    x: float
+    y: float
+    kind: StopKind
+
+
+_STOPS: Mapping[StopKind, tuple[str, str, str, float]] = {  # marker, edge, face, size
+    "start": ("s", INK, PAGE, 8),
+    "refused": ("X", BAD, BAD, 8),
+    "passed": ("o", FLAT, FLAT, 6),
+    "chosen": ("*", GOOD, GOOD, 15),
+}
+
+
+@_settled
+def frontier(stops: Sequence[Stop], *, x_label: str, y_label: str, title: str, key: str) -> str:
+    """The way of a run through two qualities, in the order of its steps; start and choice are named."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(360, 260, left=46, right=24, top=24)
+    axes.plot([stop.x for stop in stops], [stop.y for stop in stops], color=MUTED, linewidth=0.9, linestyle=":")
+    for stop in stops:
+        marker, edge, face, size = _STOPS[stop.kind]
+        axes.plot(
+            [stop.x], [stop.y], marker=marker, color=edge, markerfacecolor=face, markersize=size, markeredgewidth=1.4
+        )
+        if stop.kind in ("start", "chosen"):
+            named = "start" if stop.kind == "start" else f"chosen: step {stop.step:,}"
+            left_half = stop.x < (min(s.x for s in stops) + max(s.x for s in stops)) / 2
+            align, shift = ("left", 9) if left_half or len(stops) == 1 else ("right", -9)
+            axes.annotate(
+                named, (stop.x, stop.y), (shift, 8), textcoords="offset points", horizontalalignment=align,
+                parse_math=False,
+            )  # fmt: skip
+    axes.margins(0.14)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(x_label, color=MUTED, parse_math=False)
+    _label(axes, 0, 1, y_label, x_px=-40, y_px=12, data_y=False, color=MUTED)
+    axes.grid(color=LINE, linewidth=0.8)
+    return _svg(figure, key, title)
 
 
 @_settled
@@ -215,6 +272,7 @@ def histogram(changes: Sequence[float], *, higher_is_better: bool, x_label: str,
     axes.set_ylim(0, top * 1.12)
     _label(axes, 0, 1, "dialogues", x_px=-40, y_px=12, data_y=False, color=MUTED)
     axes.set_xlabel(x_label, color=MUTED, parse_math=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return _svg(figure, key, title)
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dialtune.licences import data_licence, data_set, hub_name, model_licence
 from dialtune.report.reading import Job
 from dialtune.report.wording import clip, dialogues
 from dialtune.results import Evaluation, Method
@@ -62,6 +63,27 @@ def method_sentence(method: Method) -> str:
         f"Correction: Holm over all scores compared, alpha {method.alpha:g}. Unit: {method.unit}. Seed {method.seed}.",
         800,
     )
+
+
+def licences(job: Job) -> tuple[tuple[str, str, str], ...]:
+    """(what, its name, its licence) of models and data, each once; what is not known is said to be."""
+    found: dict[tuple[str, str], str] = {}
+    for side in (job.before, job.after):
+        if side is None or side.decoding.strategy == "file":
+            continue
+        hub = hub_name(side.model.name)
+        name = f"{side.model.name} ({hub})" if hub and hub != side.model.name else side.model.name
+        found["model", name] = model_licence(hub) or "not known to dialtune"
+    sources = {"data, evaluated on": job.after.data.name} if job.after else {}
+    record = job.records.get(job.training.record, {}) if job.training else {}
+    data = record.get("data")
+    for role, facts in data.items() if isinstance(data, dict) else ():
+        if isinstance(facts, dict) and isinstance(facts.get("name"), str):
+            sources[f"data, {role}"] = facts["name"]
+    for role, source in sources.items():
+        own = "not known to dialtune" if data_set(source) else "whoever gave the file knows"
+        found[role, source] = data_licence(source) or own
+    return tuple((clip(what, 60), clip(name, 120), licence) for (what, name), licence in found.items())
 
 
 def commands(job: Job) -> list[tuple[str, str]]:

@@ -48,9 +48,10 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything known about one job; `after` is the only evaluation where there is but one."""
+    """Everything known about one job; `after` is the only evaluation where there is but one. `home` is never shown."""
 
     name: str
+    home: Path
     after: Evaluation | None = None
     before: Evaluation | None = None
     comparison: Comparison | None = None
@@ -58,6 +59,7 @@ class Job:
     grid: Runs | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # "train/run.json": its content
+    others: Mapping[str, Comparison] = field(default_factory=dict)  # the same pair on other dialogues, by folder
 
     @property
     def task(self) -> str:
@@ -84,11 +86,14 @@ def read_jobs(folder: Path) -> tuple[Job, ...]:
     run = RunFolder(folder)
     training = _read_training(run, folder) if layout == "training" else None
     after = read_evaluation(folder) if run.evaluation.exists() else None
+    comparison = _read_comparison(run.comparison, {"after": after}) if after else None
     return (
         Job(
             name=after.task if after else "training",
+            home=folder,
             after=after,
-            comparison=_read_comparison(run.comparison, {"after": after}) if after else None,
+            before=_find_before(folder, comparison) if comparison else None,
+            comparison=comparison,
             training=training,
             sources=_read_sources([folder / "examples.jsonl"]),
             records=_read_records(folder, [run.record]),
@@ -138,13 +143,24 @@ def _read_job(folder: Path, name: str) -> Job:
     first, second = read_evaluation(before.path), read_evaluation(after.path)
     return Job(
         name=name or second.task,
+        home=folder,
         after=second,
         before=first,
         comparison=_read_comparison(run.comparison, {"before": first, "after": second}),
         training=_read_training(train, folder) if train else None,
         sources=_read_sources([side.path / "examples.jsonl" for side in (run, before, after)]),
         records=_read_records(folder, [before.record, *([train.record] if train else []), after.record, run.record]),
+        others={child.name: found for child in _job_folders(folder) if (found := _read_other(RunFolder(child)))},
     )
+
+
+def _read_other(run: RunFolder) -> Comparison | None:
+    """The comparison of a job inside a job: lab 3 judges calm dialogues as well."""
+    if not run.comparison.exists():
+        return None
+    sides = {side: run.path / side for side in ("before", "after")}
+    known = {side: read_evaluation(path) for side, path in sides.items() if RunFolder(path).evaluation.exists()}
+    return _read_comparison(run.comparison, known)
 
 
 def _read_grid(folder: Path) -> Job:
@@ -156,7 +172,9 @@ def _read_grid(folder: Path) -> Job:
     told = record.best or next(iter(begun), record.rows[0].name)
     run = RunFolder(folder / told)
     training = _read_training(run, folder) if told in begun else None
-    return Job("grid", training=training, grid=Runs(record, begun, told), records=_read_records(folder, [run.record]))
+    return Job(
+        "grid", folder, training=training, grid=Runs(record, begun, told), records=_read_records(folder, [run.record])
+    )
 
 
 def _require(files: list[Path], hint: str) -> None:
@@ -195,6 +213,15 @@ def _read_comparison(file: Path, sides: Mapping[str, Evaluation]) -> Comparison 
                 "Make it again with: dialtune compare BEFORE AFTER"
             )
     return comparison
+
+
+def _find_before(folder: Path, comparison: Comparison) -> Evaluation | None:
+    """The baseline, if it is an evaluation in a folder beside this one: `dialtune compare` knows it by its hash."""
+    for child in sorted(folder.resolve().parent.iterdir()):
+        file = RunFolder(child).evaluation
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == comparison.before.eval_sha256:
+            return read_evaluation(child)
+    return None
 
 
 def _read_sources(files: list[Path]) -> dict[str, Source]:

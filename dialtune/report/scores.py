@@ -35,8 +35,14 @@ class ScoreLine:
 
 
 def headline(job: Job) -> str | None:
-    names = list(job.comparison.scores) if job.comparison else list(job.after.scores) if job.after else []
-    return wording.headline(job.task, names)
+    """The score that stands for the job; None if there is none."""
+    if job.comparison:
+        scores = job.comparison.scores
+        scored = [name for name, entry in scores.items() if entry.before is not None and entry.after is not None]
+        trained = job.comparison.jury.trained if job.comparison.jury else None
+        return wording.headline(job.task, scored or list(scores), trained)
+    measured = job.after.scores if job.after else {}
+    return wording.headline(job.task, [name for name, score in measured.items() if score.n] or list(measured))
 
 
 def forest_plot(jobs: Sequence[Job]) -> Plot | None:
@@ -106,11 +112,15 @@ def _line(job: Job, name: str, entry: Entry | None) -> ScoreLine:
         relative_ci=relative_ci,
         p=wording.p_value(entry.p_holm) if entry else "",
         n=f"{entry.n if entry else known.n if known else 0:,}",
-        verdict=wording.verdict_word(entry.verdict) if entry else "not compared" if job.comparison else "",
+        verdict=_verdict(entry) if entry else "not compared" if job.comparison else "",
         tone=wording.tone(entry),
         note="; ".join(dict.fromkeys(wording.clip(text, 200) for text in [*reasons, dropped] if text)),
         signature=known.signature if known else "",
     )
+
+
+def _verdict(entry: Entry) -> str:
+    return "not scored" if entry.before is None or entry.after is None else wording.verdict_word(entry.verdict)
 
 
 def _shared_note(job: Job) -> str | None:
@@ -125,3 +135,16 @@ def notes(job: Job, entry: Entry | None) -> tuple[str, ...]:
     allowed = job.comparison.allowed if job.comparison else ()
     notes += [f"Compared although this differs, on request: {line}" for line in allowed]
     return tuple(wording.clip(note[0].upper() + note[1:], 300) for note in notes)
+
+
+def unscored(job: Job) -> tuple[tuple[str, str], ...]:
+    """(score, reason) for every score that has no value on a side."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for where, side in (("before", job.before), ("after", job.after)):
+        for name, score in side.scores.items() if side else ():
+            if score.value is None:
+                reason = wording.clip(score.reason or "no reason given", 240)
+                found.setdefault((name, reason), []).append(where)
+    told = [(wording.metric_name(name), reason, sides) for (name, reason), sides in found.items()]
+    both = 2 if job.before and job.after else 1
+    return tuple((f"{name} ({sides[0]})" if len(sides) < both else name, reason) for name, reason, sides in told)

@@ -7,16 +7,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dialtune.grids import GridRecord
-from dialtune.results import Comparison, Entry, Evaluation, Interval, ScoreEntry, Verdict
+from dialtune.results import Comparison, Constraint, Entry, Evaluation, Interval, ScoreEntry, Verdict
 
 # task: (what the model writes, the scores that may stand for the job, best first)
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "summarize": ("Summaries", ("rougeL", "rougeL_max", "rouge1", "bleu")),
     "respond": ("Replies", ("context_auc",)),
-    "detoxify": ("Summaries", ("toxicity_mean:minilm", "toxicity_rate:minilm", "relevance_reference")),
+    "detoxify": (
+        "Summaries",
+        tuple(f"toxicity_mean:{scorer}" for scorer in ("ngrams", "alt-profanity-check", "lexicon", "minilm")),
+    ),
+}
+# task: scores shown beside the headline where there is room for a few only
+_BESIDE: Mapping[str, tuple[str, ...]] = {
+    "summarize": ("rouge1", "bleu", "chrf"),
+    "respond": ("relevance_dialogue", "rougeL"),
+    "detoxify": ("toxicity_mean:minilm", "relevance_reference", "rougeL"),
 }
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 _METRICS["rougeLsum"] = "ROUGE-Lsum"
+_METRICS |= {"relevance_reference": "relevance to reference", "relevance_dialogue": "relevance to dialogue"}
+_BY_SCORER = {"toxicity_mean": "toxicity", "toxicity_rate": "toxic share", "toxicity_p95": "toxicity, 95th percentile"}
+_SCORERS = {"minilm": "MiniLM", "ngrams": "n-grams", "lexicon": "word list"}
 _VERDICTS: Mapping[Verdict, str] = {"improved": "improved", "worse": "worse", "no difference shown": "no difference"}
 _TONES: Mapping[Verdict, str] = {"improved": "good", "worse": "bad", "no difference shown": "flat"}
 # Controls, bidi marks, invisible and unpaired characters: they reorder, hide or break text without being seen.
@@ -50,13 +62,21 @@ def clip(text: str, limit: int) -> str:
 def metric_name(name: str) -> str:
     """The score's name for people.
 
-    >>> metric_name("rougeL_max"), metric_name("toxicity_rate:minilm")
-    ('ROUGE-L (max)', 'toxicity rate, minilm')
+    >>> metric_name("rougeL_max"), metric_name("toxicity_rate:ngrams")
+    ('ROUGE-L (max)', 'toxic share (n-grams)')
     """
     stem, best, _ = name.partition("_max")
     if stem in _METRICS:
         return _METRICS[stem] + (" (max)" if best else "")
-    return clip(name.replace("_", " ").replace(":", ", "), 40)
+    kind, _, scorer = name.partition(":")
+    if scorer:
+        return f"{_BY_SCORER.get(kind, clip(kind.replace('_', ' '), 30))} ({scorer_name(scorer)})"
+    return clip(name.replace("_", " "), 40)
+
+
+def scorer_name(name: str) -> str:
+    """A toxicity scorer's name for people."""
+    return _SCORERS.get(name) or clip(name, 40)
 
 
 def verdict_word(verdict: Verdict) -> str:
@@ -101,6 +121,26 @@ def percent(relative: float, ci: Interval | None) -> tuple[str, str]:
     return f"{number(100 * relative, decimals, sign=True)} %", interval(scaled, decimals, sign=True)
 
 
+def share(value: float) -> str:
+    """A share in percent: `98 %`, `112.8 %`."""
+    return f"{number(100 * value, 1).removesuffix('.0')} %"
+
+
+def share_interval(ci: Interval | None) -> str:
+    """Its interval, or an empty text without one."""
+    return interval((100 * ci[0], 100 * ci[1]) if ci else None, 1)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed."""
+    return f"{number(100 * difference, 1, sign=True)} points"
+
+
+def points_interval(ci: Interval | None) -> str:
+    """Its interval, or an empty text without one."""
+    return interval((100 * ci[0], 100 * ci[1]) if ci else None, 1, sign=True)
+
+
 def p_value(p: float | None) -> str:
     """`0.012`; tiny ones as `< 0.0001`, never 0."""
     if p is None:
@@ -113,20 +153,36 @@ def dialogues(n: int) -> str:
     return f"{n:,} dialogue" + ("" if n == 1 else "s")
 
 
-def headline(task: str, names: Sequence[str]) -> str | None:
-    """The score that stands for the job: the task's own if it is there, else the first; None if there is none."""
+def headline(task: str, names: Sequence[str], trained: str | None = None) -> str | None:
+    """The score that stands for the job: the task's own if it is there, else the first; None if there is none.
+
+    The scorer that was the reward (`trained`) stands for a job only where there is no other.
+    """
     preferred = _TASKS.get(task, ("", ()))[1]
-    return next((name for name in (*preferred, *names) if name in names), None)
+    met = [name for name in names if not (trained and name.startswith("toxicity_") and name.endswith(f":{trained}"))]
+    return next((name for group in (met, names) for name in (*preferred, *group) if name in group), None)
 
 
-def comparison_sentence(task: str, name: str, entry: Entry) -> str:
-    """What the job did, e.g. `Summaries improved: ROUGE-L 19.4 → 31.2, +61 % (95 % CI +52 to +69), 200 dialogues.`"""
+def key_scores(task: str, comparison: Comparison) -> list[str]:
+    """The headline and up to three scores that belong beside it, those that were compared."""
+    scored = [name for name, entry in comparison.scores.items() if entry.before is not None and entry.after is not None]
+    trained = comparison.jury.trained if comparison.jury else None
+    first = headline(task, scored, trained)
+    return list(dict.fromkeys(name for name in (first, *_BESIDE.get(task, ())) if name in scored))
+
+
+def comparison_sentence(task: str, name: str, entry: Entry, constraints: Mapping[str, Constraint] | None = None) -> str:
+    """What the job did, e.g. `Summaries improved: ROUGE-L 19.4 → 31.2, +61 % (95 % CI +52 to +69), 200 dialogues.`
+
+    What had to be kept is part of it: nobody should read of less toxicity without reading of relevance.
+    """
     subject = _subject(task)
     if entry.before is None or entry.after is None:
         return f"{subject}: {metric_name(name)} not scored{f' ({entry.note})' if entry.note else ''}."
+    is_toxicity = name.startswith("toxicity_")
     opening = {
-        "improved": f"{subject} improved",
-        "worse": f"{subject} got worse",
+        "improved": f"{subject} {'became less toxic' if is_toxicity else 'improved'}",
+        "worse": f"{subject} {'became more toxic' if is_toxicity else 'got worse'}",
         "no difference shown": f"No difference shown for {subject.lower()}",
     }[entry.verdict]
     places = digits(entry.before, entry.after)
@@ -135,7 +191,20 @@ def comparison_sentence(task: str, name: str, entry: Entry) -> str:
     if entry.verdict == "no difference shown" and entry.n_needed:
         n_needed = round(entry.n_needed, 2 - len(str(entry.n_needed)))  # two digits are all that it is known to
         needed = f"; to show it would take about {dialogues(n_needed)}"
-    return f"{opening}: {shift}, {_change(entry, places)}, {dialogues(entry.n)}{needed}."
+    return f"{opening}: {shift}, {_change(entry, places)}, {dialogues(entry.n)}{needed}{_kept(constraints or {})}."
+
+
+def _kept(constraints: Mapping[str, Constraint]) -> str:
+    """What had to be kept and was, or was not, or what is not known about it; empty if nothing had to be."""
+    clauses = []
+    for held, words in (("no", "not kept"), ("not shown", "not shown to be kept"), ("yes", "kept")):
+        found = {name: limit for name, limit in constraints.items() if limit.held == held}
+        if found:
+            names = [metric_name(name) for name in found]
+            listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+            floors = sorted({share(limit.floor) for limit in found.values()})
+            clauses.append(f"{listed} {words} (floor {', '.join(floors)})")
+    return "; " + "; ".join(clauses) if clauses else ""
 
 
 def _change(entry: Entry, places: int) -> str:
@@ -149,11 +218,14 @@ def _change(entry: Entry, places: int) -> str:
 
 def tally_sentence(comparison: Comparison) -> str:
     """How the other scores went, so that the headline cannot hide them; empty if there are no others."""
-    verdicts = [entry.verdict for entry in comparison.scores.values()]
-    if len(verdicts) < 2:
+    entries = comparison.scores.values()
+    if len(entries) < 2:
         return ""
-    kept = [(verdicts.count(verdict), word) for verdict, word in _COUNTED if verdict in verdicts]
-    return f"Of {len(verdicts)} scores compared, " + ", ".join(f"{count} {word}" for count, word in kept) + "."
+    verdicts = [entry.verdict for entry in entries if entry.before is not None and entry.after is not None]
+    kept = [(verdicts.count(verdict), word) for verdict, word in _COUNTED]
+    kept.append((len(entries) - len(verdicts), "not scored"))
+    told = ", ".join(f"{count} {word}" for count, word in kept if count)
+    return f"Of {len(entries)} scores compared, {told}."
 
 
 _COUNTED: tuple[tuple[Verdict, str], ...] = (

@@ -78,7 +78,7 @@ def test_the_page_of_a_job_is_the_golden_one(job: Path) -> None:
     if os.environ.get("DIALTUNE_REFRESH_GOLDEN"):
         GOLDEN.write_text(page, encoding="utf-8")
     assert without_plots(page) == without_plots(GOLDEN.read_text(encoding="utf-8"))
-    assert page.count("<svg") == 5  # the forest wide and narrow, change, loss, scores
+    assert page.count("<svg") == 6  # the forest wide and narrow, loss, scores, two changes
 
 
 def test_the_first_screen_holds_the_sentence_and_the_tally(job: Path) -> None:
