@@ -16,7 +16,7 @@ from dialtune.config.data_schema import TurnsConfig
 from dialtune.data.dialogue import parse_dialogue
 from dialtune.data.layouts import to_row
 from dialtune.data.reading import DataSet, read_examples
-from dialtune.data.turns import reply_data, reply_examples, whole_dialogue
+from dialtune.data.turns import open_contexts, reply_data, reply_examples, whole_dialogue
 from dialtune.errors import ConfigError, DataError
 from dialtune.types import Example, Message
 
@@ -190,6 +190,29 @@ def test_replies_written_to_a_file_read_back_as_the_same_replies(tmp_path):
     again = reply_examples(read_examples(path).examples)
     assert again == pairs
     assert [pair.meta["dialogue"] for pair in again] == ["d"] * 3
+
+
+# what is said next
+
+
+@pytest.mark.parametrize(
+    ("example", "chosen", "messages"),
+    [
+        (talk(), {}, "auau"),  # Anna speaks next
+        (talk(TALK + "\nAnna: Bye."), {}, "uauau"),
+        (talk(), {"speaker": "Ben"}, "uaua"),
+        (talk(), {"speaker": "first", "window": 2}, "au"),
+        (chat(("user", "Hi")), {"system": "Be kind."}, "su"),
+        (chat(("user", "Hi"), reply="Hello"), {}, "u"),
+        (chat(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")), {}, "uau"),
+        (chat(("user", "Hi"), reply="Hello", layout="prompt_completion"), {}, "u"),
+    ],
+)
+def test_an_open_context_waits_for_its_next_turn(example, chosen, messages):
+    data = open_contexts(DataSet("d", "", "dialogue", (example,)), settings(**chosen))
+    (context,) = data.examples
+    assert (context.references, data.references) == ((), (0, 0))
+    assert "".join(message.role[0] for message in context.messages) == messages
 
 
 # the data set
