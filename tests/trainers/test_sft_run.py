@@ -138,7 +138,8 @@ def test_the_command_names_the_program_and_not_its_folder(argv, command, monkeyp
 
 def test_the_checkpoint_remembers_how_to_ask_the_model(tiny, rows, tmp_path):
     result = run_sft(_config(tiny["t5"], rows, tmp_path / "run", template="plain", max_prompt_length=64))
-    notes = {"task": "summarize", "template": "plain", "max_prompt_length": 64}
+    source = {"name": "rows.jsonl", "rows": 6, "fingerprint": read_examples(rows).fingerprint}
+    notes = {"task": "summarize", "template": "plain", "max_prompt_length": 64, "trained_on": [source]}
     assert read_notes(str(result)) == notes
     assert read_notes(str(tmp_path / "run")) == notes
 
