@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,17 @@ FORMAT = "dialtune.scorer/1"
 TOXICITY = Path(__file__).resolve().parents[1] / "assets" / "toxicity"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 BLANK_LOGIT = -10.0  # of a text without any visible character: nothing is said, so nothing offends
+
+
+class HasDigest(Protocol):
+    """The config.json of any trained folder."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the weights beside it."""
+
+
+Config = TypeVar("Config", bound=HasDigest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,36 +162,60 @@ def build_scorer(
     Raises:
         ModelError: a tensor fits no part of the encoder.
     """
-    import torch
-
-    modules = dict(encoder.module.named_modules())
-    for key in sorted(name for name in tensors if name.startswith("lora.") and name.endswith(".A")):
-        name = key.removeprefix("lora.").removesuffix(".A")
-        down, up = tensors[key].float(), tensors[f"lora.{name}.B"].float()
-        weight = getattr(modules.get(name), "weight", None)
-        if weight is None or weight.shape != (up.shape[0], down.shape[1]):
-            raise ModelError(f"{config.name}: {key} fits no layer of {config.base}; the weights are of another encoder")
-        with torch.no_grad():
-            weight += config.scale * (up @ down)
+    merge_update(encoder, tensors, scale=config.scale, name=config.name)
     encoder.module.requires_grad_(False)
     return EncoderScorer(encoder, {part: tensors[f"head.{part}"].float() for part in ("weight", "bias")}, config, sha)
 
 
+def merge_update(encoder: TextEncoder, tensors: Mapping[str, Tensor], *, scale: float, name: str) -> None:
+    """Add scale * B @ A to each layer that has `lora.<module>.A` and `.B` among the tensors, in place.
+
+    Raises:
+        ModelError: a tensor fits no part of the encoder; `name` is whose tensors they are.
+    """
+    import torch
+
+    modules = dict(encoder.module.named_modules())
+    for key in sorted(found for found in tensors if found.startswith("lora.") and found.endswith(".A")):
+        layer = key.removeprefix("lora.").removesuffix(".A")
+        down, up = tensors[key].float(), tensors[f"lora.{layer}.B"].float()
+        weight = getattr(modules.get(layer), "weight", None)
+        if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+            raise ModelError(f"{name}: {key} fits no layer of {encoder.name}; the weights are of another encoder")
+        with torch.no_grad():
+            weight += scale * (up @ down)
+
+
 def read_config(folder: Path) -> EncoderScorerConfig:
     """config.json, after the weights beside it were compared with the digest it names."""
+    return read_folder(folder, EncoderScorerConfig, form=FORMAT, kind="scorer")
+
+
+def read_folder(folder: Path, make: Callable[..., Config], *, form: str, kind: str) -> Config:
+    """What config.json says, after the weights beside it were compared with the digest it names.
+
+    Args:
+        folder: with config.json and model.safetensors.
+        make: gets the values of config.json but its format.
+        form: the format it must have.
+        kind: what the folder holds, for messages.
+    Raises:
+        ModelNotFoundError: one of the files is missing.
+        ModelError: another format or other values, or files that do not belong together.
+    """
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise ModelNotFoundError(f"{folder}: holds no {file}; a scorer is a folder with {CONFIG} and {WEIGHTS}")
+            raise ModelNotFoundError(f"{folder}: holds no {file}; a {kind} is a folder with {CONFIG} and {WEIGHTS}")
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found = values.pop("format", None) if isinstance(values, dict) else None
-        if found != FORMAT:
-            raise ModelError(f"{folder}: {CONFIG} has format {found!r}, this version reads {FORMAT!r}")
-        config = EncoderScorerConfig(**values)
+        if found != form:
+            raise ModelError(f"{folder}: {CONFIG} has format {found!r}, this version reads {form!r}")
+        config = make(**values)
     except (ValueError, TypeError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{folder}: {CONFIG} is no scorer's: {str(error)[:200]}") from error
+        raise ModelError(f"{folder}: {CONFIG} is no {kind}'s: {str(error)[:200]}") from error
     if sha256_of(folder / WEIGHTS) != config.weights_sha256:
         raise ModelError(f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written for; restore both")
     return config

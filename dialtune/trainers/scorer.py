@@ -143,10 +143,21 @@ def fit(  # noqa: PLR0913  data, choice and settings are separate things
 
 
 def save_scorer(fitted: FittedScorer, folder: Path) -> None:
-    """Write model.safetensors, then config.json with its digest; a reader never takes one for the other's partner."""
+    """Write the scorer as `save_folder` does."""
+    save_folder(folder, fitted.tensors, {"format": FORMAT, **asdict(fitted.config)})
+
+
+def save_folder(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write model.safetensors, then config.json with its digest; a reader never takes one for the other's partner.
+
+    Args:
+        folder: made if it is not there.
+        tensors: by name; equal ones give equal bytes.
+        values: of config.json; `weights_sha256` is set here.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".tmp-{WEIGHTS}-{os.getpid()}"
-    data = save({key: fitted.tensors[key].contiguous() for key in sorted(fitted.tensors)})
+    data = save({key: tensors[key].contiguous() for key in sorted(tensors)})
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -156,8 +167,8 @@ def save_scorer(fitted: FittedScorer, folder: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(folder)
-    values = {"format": FORMAT, **asdict(fitted.config), "weights_sha256": hashlib.sha256(data).hexdigest()}
-    write_text_atomic(folder / CONFIG, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    whole = {**values, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    write_text_atomic(folder / CONFIG, json.dumps(whole, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def labelled(
@@ -221,6 +232,16 @@ def _cross_entropy(logits: NDArray[np.float64], targets: NDArray[np.float64], we
 
 def _network(encoder: TextEncoder, settings: FitSettings, base_rate: float) -> nn.ModuleDict:
     """The encoder with fresh low-rank updates on all its linear layers, and a head that starts at the base rate."""
+    inject_update(encoder, r=settings.r, alpha=settings.alpha)
+    head = nn.Linear(2 * encoder.module.config.hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    rate = min(max(base_rate, 1e-3), 1 - 1e-3)
+    nn.init.constant_(head.bias, math.log(rate / (1 - rate)))
+    return nn.ModuleDict({"encoder": encoder.module, "head": head})
+
+
+def inject_update(encoder: TextEncoder, *, r: int, alpha: float, dropout: float = 0.0) -> None:
+    """Give every linear layer of the encoder a fresh low-rank update, which alone is trained from then on."""
     from peft import LoraConfig, inject_adapter_in_model
 
     encoder.module.requires_grad_(False)
@@ -229,13 +250,8 @@ def _network(encoder: TextEncoder, settings: FitSettings, base_rate: float) -> n
         for name, part in encoder.module.named_modules()
         if isinstance(part, nn.Linear) and not name.startswith("pooler")  # the pooler's output is not read
     ]
-    lora = LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=layers)  # type: ignore[arg-type]
+    lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers)  # type: ignore[arg-type]
     inject_adapter_in_model(lora, encoder.module)
-    head = nn.Linear(2 * encoder.module.config.hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    rate = min(max(base_rate, 1e-3), 1 - 1e-3)
-    nn.init.constant_(head.bias, math.log(rate / (1 - rate)))
-    return nn.ModuleDict({"encoder": encoder.module, "head": head})
 
 
 def _train(
@@ -314,7 +330,13 @@ def _validation_loss(encoder: TextEncoder, head: Any, data: Labelled) -> float:
 def _trained(network: nn.ModuleDict) -> dict[str, Tensor]:
     """A copy of what training changes: updates rounded to fp16, the head in fp32."""
     found = {f"head.{part}": value.detach().clone() for part, value in network["head"].named_parameters()}
-    for name, part in network["encoder"].named_modules():
+    return found | trained_update(network["encoder"])
+
+
+def trained_update(module: nn.Module) -> dict[str, Tensor]:
+    """The low-rank updates of `inject_update`, `lora.<module>.A` and `.B`, rounded to fp16."""
+    found = {}
+    for name, part in module.named_modules():
         if hasattr(part, "lora_A"):
             found[f"lora.{name}.A"] = part.lora_A["default"].weight.detach().half()
             found[f"lora.{name}.B"] = part.lora_B["default"].weight.detach().half()
