@@ -51,8 +51,8 @@ class Making:
     @property
     def title(self) -> str:
         """The name of the start and what it was trained to do."""
-        job = _JOBS.get(self.task or "", "converse")
-        return f"{(self.base or self.start).rpartition('/')[2]}, trained to {job}"
+        parts = [part for part in (self.base or self.start).split("/") if not part.startswith("checkpoint-")]
+        return f"{parts[-1] if parts else 'A model'}, trained to {_JOBS.get(self.task or '', 'converse')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def making_of(config: Mapping[str, Any], record: Mapping[str, Any], *, template:
     versions = _mapping(record.get("versions"))
     named = [f"{name} {versions[name]}" for name in ("dialtune", "torch", "transformers") if name in versions]
     return Making(
-        base=base_of(start),
+        base=base_of(start) or hub_name(str(info.get("name", ""))),  # run.json names the model under an adapter
         start=_public(start),
         task=config.get("task"),
         template=config.get("template") or template,

@@ -85,12 +85,12 @@ def _dataset(evaluation: Evaluation) -> dict[str, Any]:
 def _metric(job: Job, name: str, score: ScoreEntry) -> dict[str, Any]:
     """One score of the model-index; `args` hold what a number alone does not say."""
     entry = job.comparison.scores.get(name) if job.comparison else None
-    args: dict[str, Any] = {"n": score.n, "ci95": list(score.ci) if score.ci else None, "signature": score.signature}
+    args: dict[str, Any] = {"n": score.n, "ci95": _rounded(score.ci), "signature": score.signature}
     kind = next((known for prefix, known in _TYPES if name.startswith(prefix)), name.partition(":")[0])
     args |= _against(entry) if entry else {}
     return {
         "type": kind,
-        "value": score.value,
+        "value": _rounded(score.value),
         "name": wording.metric_name(name),
         "args": {key: value for key, value in args.items() if value is not None},
     }
@@ -99,11 +99,18 @@ def _metric(job: Job, name: str, score: ScoreEntry) -> dict[str, Any]:
 def _against(entry: Entry) -> Mapping[str, Any]:
     return {
         "verdict": entry.verdict,
-        "before": entry.before,
-        "difference": entry.difference,
-        "difference_ci95": list(entry.ci) if entry.ci else None,
-        "p_holm": entry.p_holm,
+        "before": _rounded(entry.before),
+        "difference": _rounded(entry.difference),
+        "difference_ci95": _rounded(entry.ci),
+        "p_holm": _rounded(entry.p_holm),
     }
+
+
+def _rounded(value: float | tuple[float, float] | None) -> Any:
+    """Six digits: more say nothing, and make a card hard to read."""
+    if isinstance(value, tuple):
+        return [float(f"{end:.6g}") for end in value]
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _text(section: Section) -> str:

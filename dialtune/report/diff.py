@@ -9,7 +9,7 @@ from typing import Literal
 Mark = Literal["same", "gone", "new"]
 Parts = tuple[tuple[Mark, str], ...]
 
-ALIKE = 0.3  # share of words in common below which marks would cover nearly everything
+ALIKE = 0.2  # share of words in common below which marks would cover nearly everything
 _ISLAND = 2  # words; a shorter run in common between two changes only breaks them up
 _WORD = re.compile(r"\s*\S+\s*")
 

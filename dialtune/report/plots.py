@@ -36,6 +36,7 @@ _MARKS: Mapping[Verdict, tuple[str, str, str]] = {  # marker, edge, face: shape 
 Point = tuple[float, float]
 _POINTS = 400  # of a curve; more cannot be seen
 SMOOTHED_FROM = 30  # points
+BENT_FROM = 300  # percent: beyond, a forest plot is linear up to 100 and logarithmic from there
 _BINS = 21  # odd: the middle one holds "no change"
 
 
@@ -92,16 +93,19 @@ class Run:
 
 @_settled
 def forest(groups: Sequence[tuple[str, Sequence[ForestRow]]], *, width: int, title: str) -> str:
-    """Relative changes with intervals around a zero line, one block per job; `width` in CSS pixels."""
+    """Relative changes with intervals around a zero line, one block per job; `width` in CSS pixels.
+
+    One score that rose tenfold would press all others to the line, so then the axis bends at +-100 %.
+    """
     n_lines = sum(len(rows) + (len(groups) > 1) for _, rows in groups)
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     narrow = width < 500
     room = 16 if narrow else 30  # characters of a label
     longest = max(len(row.label[:room]) for _, rows in groups for row in rows)
     left = 18 + 7.6 * longest
     right = 10 if narrow else 20 + 7.2 * max(len(row.text) for _, rows in groups for row in rows)
-    figure, axes = _axes(width, 46 + 24 * n_lines, left=left, right=right)
+    figure, axes = _axes(width, 46 + 20 * n_lines, left=left, right=right)
     y = 0.0
     for group, rows in groups:
         if len(groups) > 1:
@@ -121,7 +125,14 @@ def forest(groups: Sequence[tuple[str, Sequence[ForestRow]]], *, width: int, tit
     axes.set_ylim(y - 0.4, -0.6)
     axes.set_yticks([])
     axes.margins(x=0.06)
-    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
+    if max(row.high for _, rows in groups for row in rows) > BENT_FROM:
+        axes.set_xscale("symlog", linthresh=100, linscale=1)
+        ticks = [tick for tick in (-100, 0, 100, 300, 1000, 3000, 10_000) if not (narrow and tick in (300, 3000))]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}".replace("-", "\u2212")))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
     axes.set_xlabel("change from before, %", color=MUTED)
     return _svg(figure, f"forest-{width}", title)
 
@@ -232,13 +243,11 @@ def frontier(stops: Sequence[Stop], *, x_label: str, y_label: str, title: str, k
             [stop.x], [stop.y], marker=marker, color=edge, markerfacecolor=face, markersize=size, markeredgewidth=1.4
         )
         if stop.kind in ("start", "chosen"):
-            named = "start" if stop.kind == "start" else f"chosen: step {stop.step:,}"
+            named, up = ("start", 8) if stop.kind == "start" else (f"chosen: step {stop.step:,}", -15)
             left_half = stop.x < (min(s.x for s in stops) + max(s.x for s in stops)) / 2
-            align, shift = ("left", 9) if left_half or len(stops) == 1 else ("right", -9)
-            axes.annotate(
-                named, (stop.x, stop.y), (shift, 8), textcoords="offset points", horizontalalignment=align,
-                parse_math=False,
-            )  # fmt: skip
+            align, aside = ("left", 9) if left_half or len(stops) == 1 else ("right", -9)
+            place = {"textcoords": "offset points", "horizontalalignment": align, "parse_math": False}
+            axes.annotate(named, (stop.x, stop.y), (aside, up), **place)
     axes.margins(0.14)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(x_label, color=MUTED, parse_math=False)

@@ -61,6 +61,8 @@ def forest_plot(jobs: Sequence[Job]) -> Plot | None:
         "Change relative to before with its 95 % interval. Filled circle: improved; filled diamond: worse; "
         "hollow circle: no difference shown, after correction for the number of scores."
     )
+    if max(row.high for _, rows in groups for row in rows) > plots.BENT_FROM:
+        caption += " Beyond 100 % the scale is logarithmic."
     if left_out:
         caption += f" Without a relative interval, so in the table only: {', '.join(left_out)}."
     told = [f"{group}: " + "; ".join(f"{row.label} {row.text}" for row in rows) for group, rows in groups]
@@ -125,7 +127,8 @@ def _verdict(entry: Entry) -> str:
 
 def _shared_note(job: Job) -> str | None:
     """The note that every compared score carries: said once, under the sentence."""
-    notes = {entry.note for entry in job.comparison.scores.values()} if job.comparison else set()
+    entries = job.comparison.scores.values() if job.comparison else ()
+    notes = {entry.note for entry in entries if entry.after is not None}
     return notes.pop() if len(notes) == 1 else None
 
 

@@ -44,7 +44,7 @@ def test_everything_about_job_three_is_on_the_page_in_this_order(detox: Path) ->
         "Where toxic sentences come from",
         "copied by MiniLM 55 % 5 % −50.0 points −62.0 to −38.0",
         "Jury",
-        "Mean toxicity by one scorer that no reward used: −68 %.",
+        "Mean toxicity by the one scorer that no reward used: −68 %.",
         "gap +2.10 sd (+1.80 to +2.40): no alarm.",
         "MiniLM reward 0.810 0.080",
         "alt-profanity-check juror not scored alt-profanity-check is not installed",
@@ -95,7 +95,8 @@ def test_more_invented_toxicity_is_an_alarm(tmp_path: Path, made: Any) -> None:
     worse = {"invented:minilm": Shift(before=0.0, after=0.2, difference=0.2, ci=(0.1, 0.3), n=60)}
     (job,) = read_jobs(made.write_detox(tmp_path, origins=worse))
     (found,) = [finding for finding in findings(job) if finding.heading.startswith("Where")]
-    assert found.sentences == ("Alarm: more completions than before hold a toxic sentence that nobody said.",)
+    alarm = "Alarm: more completions hold a toxic sentence that neither copies nor paraphrases a turn."
+    assert found.sentences == (alarm,)
     assert found.tone == "bad"
     text = read(build_report(tmp_path)).text
     assert text.index("Alarm: more completions") < text.index("Scores Score")  # on the first screen
