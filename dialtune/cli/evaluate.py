@@ -90,7 +90,6 @@ def evaluate(
     """Score a model, or a file of predictions, against gold texts; writes eval.json."""
     from dialtune.data.reading import read_examples
     from dialtune.data.turns import for_task
-    from dialtune.evaluation import write_evaluation, write_examples
 
     if plan is not None:
         print_plan(plan, pilot or (), rho, power)
@@ -112,9 +111,16 @@ def evaluate(
         judged |= {"metrics": metric, "max_prompt_tokens": budget, "batch_size": batch_size}
         with counting("generating") as progress:
             evaluation = evaluate_model(open_model(model, device, dtype), dataset, chosen, progress=progress, **judged)
-    written = write_evaluation(out or Path(), evaluation)
-    write_examples(written.parent, dataset)
-    typer.echo(f"{_table(evaluation)}\nwritten: {written}")
+    _written(out or Path(), evaluation, dataset)
+
+
+def _written(out: Path, evaluation: Evaluation, dataset: DataSet) -> None:
+    """Write eval.json, and the dialogues that a report shows beside it."""
+    from dialtune.evaluation import write_evaluation, write_examples
+
+    file = write_evaluation(out, evaluation)
+    write_examples(file.parent, dataset)
+    typer.echo(f"{_table(evaluation)}\nwritten: {file}")
 
 
 def _audited(

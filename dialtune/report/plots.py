@@ -246,7 +246,7 @@ def frontier(stops: Sequence[Stop], *, x_label: str, y_label: str, title: str, k
             named, up = ("start", 8) if stop.kind == "start" else (f"chosen: step {stop.step:,}", -15)
             left_half = stop.x < (min(s.x for s in stops) + max(s.x for s in stops)) / 2
             align, aside = ("left", 9) if left_half or len(stops) == 1 else ("right", -9)
-            place = {"textcoords": "offset points", "horizontalalignment": align, "parse_math": False}
+            place: dict[str, Any] = {"textcoords": "offset points", "horizontalalignment": align, "parse_math": False}
             axes.annotate(named, (stop.x, stop.y), (aside, up), **place)
     axes.margins(0.14)
     axes.xaxis.set_major_locator(MaxNLocator(5))
