@@ -86,10 +86,11 @@ def build_prompts(
     if max_prompt_tokens is not None and count_tokens is None:
         raise ConfigError("max_prompt_tokens: needs count_tokens, the model's own count, to measure a prompt")
     prompts = []
+    sizes = None if count_tokens is None else _Sizes(template, count_tokens)
     for example in examples:
         turns, dropped = example.messages, 0
-        if max_prompt_tokens is not None and count_tokens is not None:
-            turns, dropped = _fit(turns, template, max_prompt_tokens, count_tokens)
+        if max_prompt_tokens is not None and sizes is not None:
+            turns, dropped = _fit(turns, max_prompt_tokens, sizes)
         prompts.append(Prompt(example.id, render_prompt(turns, template), template.name, dropped))
     return prompts
 
@@ -106,9 +107,44 @@ def render_prompt(turns: Sequence[Message], template: Template) -> tuple[Message
     return (Message("system", template.system), *messages)
 
 
-def _fit(
-    turns: tuple[Message, ...], template: Template, budget: int, count: CountTokens
-) -> tuple[tuple[Message, ...], int]:
+class _Sizes:
+    """What turns cost in one template; a turn is counted once, however many replies have it in their context."""
+
+    def __init__(self, template: Template, count: CountTokens) -> None:
+        self.template, self._count = template, count
+        self._alone: dict[tuple[str | None, str], int] = {}
+        self._frame: int | None = None  # what the template costs around its turns
+
+    def exact(self, turns: tuple[Message, ...]) -> int:
+        """Tokens of the whole prompt."""
+        return self._count(render_prompt(turns, self.template))
+
+    def first_that_may_fit(self, head: tuple[Message, ...], body: tuple[Message, ...], budget: int) -> int:
+        """Where to begin so that the rest of `body` fits, by the sum of its turns; a guess to start counting from."""
+        left = budget - sum(map(self._turn, head)) - self._around(body[-1])
+        for place in range(len(body) - 1, -1, -1):
+            left -= self._turn(body[place])
+            if left < 0:
+                return min(place + 1, len(body) - 1)
+        return 0
+
+    def _turn(self, turn: Message) -> int:
+        return self._counted(turn) - self._around(turn)
+
+    def _counted(self, turn: Message) -> int:
+        key = (turn.speaker, turn.content)
+        if key not in self._alone:
+            self._alone[key] = self.exact((Message("user", turn.content, turn.speaker),))
+        return self._alone[key]
+
+    def _around(self, turn: Message) -> int:
+        if self._frame is None:
+            one = Message("user", turn.content, turn.speaker)
+            self._frame = 2 * self.exact((one,)) - self.exact((one, one))
+        return self._frame
+
+
+def _fit(turns: tuple[Message, ...], budget: int, sizes: _Sizes) -> tuple[tuple[Message, ...], int]:
     """(turns that fit, how many were dropped or cut).
 
     The oldest go first: the end of a dialogue holds its outcome, and a reply answers the last turn. A system message
@@ -116,21 +152,23 @@ def _fit(
     """
 
     def fits(kept: tuple[Message, ...]) -> bool:
-        return count(render_prompt(kept, template)) <= budget
+        return sizes.exact(kept) <= budget
 
-    if fits(turns):
+    is_short = sum(len(turn.content) for turn in turns) <= 3 * budget  # characters: then it usually fits as it is
+    if is_short and fits(turns):
         return turns, 0
-    head = turns[:1] if template.user is None and turns[0].role == "system" and len(turns) > 1 else ()
-    body = turns[len(head) :]
-    low, high = 1, len(body) - 1  # the fewest turns to drop; `high` keeps one
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(head + body[middle:]) else (middle + 1, high)
-    kept = head + body[min(low, len(body) - 1) :]
-    dropped = len(turns) - len(kept)
-    if fits(kept):
-        return kept, dropped
-    return _cut_last(kept, fits), dropped + 1
+    keeps_head = sizes.template.user is None and turns[0].role == "system" and len(turns) > 1
+    head, body = (turns[:1], turns[1:]) if keeps_head else ((), turns)
+    start = sizes.first_that_may_fit(head, body, budget)
+    found = fits(head + body[start:])
+    if found:
+        while start and fits(head + body[start - 1 :]):
+            start -= 1
+    while not found and start < len(body) - 1:
+        start += 1
+        found = fits(head + body[start:])
+    kept = head + body[start:]
+    return (kept, start) if found else (_cut_last(kept, fits), start + 1)
 
 
 def _cut_last(kept: tuple[Message, ...], fits: Callable[[tuple[Message, ...]], bool]) -> tuple[Message, ...]:

@@ -80,6 +80,38 @@ def test_what_is_kept_fits_and_one_turn_more_would_not(sizes: list[int], budget:
         assert words(more) > budget
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(3, 60), st.sampled_from([1, 3, 7]))
+def test_the_most_turns_that_fit_are_kept_however_tokens_add_up(sizes: list[int], budget: int, share: int) -> None:
+    """Counts that do not add up turn by turn (shared tokens, a step for each message) only move the first guess."""
+
+    def count(messages: Sequence[Message]) -> int:
+        return sum(len(message.content) for message in messages) // share + 2 * (len(messages) > 3)
+
+    turns = tuple(Message("user" if k % 2 else "assistant", "x" * size) for k, size in enumerate(sizes))
+    (prompt,) = build_prompts([Example("1", turns)], CHAT, max_prompt_tokens=budget, count_tokens=count)
+    fitting = [start for start in range(len(turns)) if count(turns[start:]) <= budget]
+    if fitting:
+        assert (prompt.dropped_turns, prompt.messages) == (min(fitting), turns[min(fitting) :])
+    else:
+        assert prompt.dropped_turns == len(turns)
+        assert len(prompt.messages) == 1
+
+
+def test_a_turn_is_counted_once_however_many_replies_it_is_before() -> None:
+    """Long dialogues: beside two counts of what fits for each reply, every turn is counted once."""
+    turns = tuple(Message("user" if k % 2 else "assistant", f"turn {k} of a talk") for k in range(100))
+    examples = [Example(str(k), turns[:k]) for k in range(1, 101)]
+    counted: list[int] = []
+
+    def count(messages: Sequence[Message]) -> int:
+        counted.append(len(messages))
+        return words(messages)
+
+    prompts = build_prompts(examples, CHAT, max_prompt_tokens=50, count_tokens=count)
+    assert [len(prompt.messages) for prompt in prompts] == [*range(1, 11), *[10] * 90]
+    assert sum(counted) <= 100 * (10 + 11) + 102
+
+
 def test_a_budget_needs_a_count() -> None:
     with pytest.raises(ConfigError, match="max_prompt_tokens: needs count_tokens"):
         build_prompts([EXAMPLE], SUMMARIZE, max_prompt_tokens=9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from dialtune.errors import ModelError
@@ -32,6 +33,11 @@ def neutralise(text: str, specials: Sequence[str]) -> str:
     >>> neutralise("bye</s>", ["</s>"]), neutralise("bye＜/s＞", ["</s>"])
     ('bye< /s>', 'bye< /s>')
     """
+    return _neutralised(text, tuple(specials))
+
+
+@lru_cache(maxsize=1 << 16)  # a turn is in the context of every reply after it
+def _neutralised(text: str, specials: tuple[str, ...]) -> str:
     folded = unicodedata.normalize("NFKC", "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"))
     if folded != text and any(special in folded for special in specials):
         text = folded
