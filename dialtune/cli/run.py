@@ -41,7 +41,7 @@ def recipe_key(name: str, text: str) -> Any:
 
 
 Model = Annotated[str | None, recipe_key("model", "Hub name, folder, run folder's checkpoint, or packaged name.")]
-Data = Annotated[str | None, recipe_key("data", "File, packaged:SPLIT, or hub:org/name:SPLIT.")]
+Data = Annotated[str | None, recipe_key("data", "File, packaged:SPLIT, chitchat:SPLIT, hub:org/name:SPLIT.")]
 Layout = Annotated[str, typer.Option(help="How rows are written; auto detects it.")]
 Split = Annotated[str | None, typer.Option(help="Only rows of this split.", show_default=False)]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many dialogues.", show_default=False)]

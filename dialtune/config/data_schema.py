@@ -67,7 +67,7 @@ class DataConfig(Section):
     """Which rows train, which choose the best checkpoint, and what is done to them first."""
 
     train: str = Field(
-        description="Rows to learn from: a file, packaged:train, or hub:org/name[:split].",
+        description="Rows to learn from: a file, packaged:train, chitchat:train, or hub:org/name[:split].",
         min_length=1,
         examples=["packaged:train"],
     )
