@@ -25,7 +25,7 @@ SOURCE = "chitchat"
 SPLITS = ("train", "validation", "test")
 PACKAGE, FILE, REQUIREMENT = "chitchat_dataset", "dataset.json", "chitchat-dataset==0.9.0"
 SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"  # of the file, 40,303,934 bytes
-RATINGS = ("witty", "interesting", "upbeat")  # 1 to 10; 5 is also what was sent where nobody moved a slider
+RATINGS = ("witty", "interesting", "upbeat")  # 1 to 10 of a chat; three in ten say 5, 5, 5, which may mean nothing
 MIN_TURNS = 6
 SHARES = {"test": 0.08, "validation": 0.05}  # of all chats with enough turns; the others train
 STARTS = 16  # speakers from whom a held-out group is grown; the group that costs least is taken

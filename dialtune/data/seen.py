@@ -169,4 +169,5 @@ def _sketch(text: str, size: int) -> Sketch:
 
 
 def _members(forms: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    return np.isin(forms, others) & (forms != 0)
+    found: NDArray[np.bool_] = np.isin(forms, others) & (forms != 0)
+    return found
