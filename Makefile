@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-rl bench-detox toxicity-scorer setup setup-dev setup-bench \
+.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-packing bench-rl bench-detox toxicity-scorer setup setup-dev setup-bench \
 	setup-bench-trl011 clean
 
 demo: setup                        ## the jobs, offline: evaluate, train, evaluate, compare, report
@@ -24,13 +24,16 @@ docs: setup-dev                    ## write the generated pages, build all of th
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m mkdocs build --quiet
 
-bench: bench-summarize bench-sft bench-rl   ## all benchmarks; results/*.json and a table each
+bench: bench-summarize bench-sft bench-packing bench-rl   ## all benchmarks; results/*.json and a table each
 
 bench-summarize: setup
 	$(BIN)/python benchmarks/bench_summarize.py
 
 bench-sft: setup-bench
 	$(BIN)/python benchmarks/bench_sft.py
+
+bench-packing: setup               ## one forward pass per dialogue against one per reply (about 10 minutes)
+	$(BIN)/python benchmarks/bench_packing.py
 
 bench-rl: setup-bench setup-bench-trl011   ## one step of PPO and GRPO against TRL 1.16 and 0.11.4 (about 15 minutes)
 	$(BIN)/python benchmarks/bench_rl.py

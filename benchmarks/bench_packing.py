@@ -24,6 +24,7 @@ from record import print_table, shared_data, write_result
 
 WAYS = ("dialogue", "reply")
 CAP = 128  # tokens of a reply: 99 in 100 are shorter
+POOL, BLOCK = 400, 8  # dialogues
 
 
 def main() -> None:
@@ -116,7 +117,7 @@ def equality(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     model = open_model(lora=False)
-    options.dialogues, options.steps = 2, 0
+    options.steps = 0
     found = []
     for way in WAYS:
         options.worker = way
@@ -164,16 +165,31 @@ def updates(model: Any, options: argparse.Namespace) -> list[list[Any]]:
     from dialtune.trainers.packing import join_replies
 
     data = read_examples(shared_data(options.shared) / "dailydialog" / "dialogues_train.txt.gz")
-    dialogues = random.Random(0).sample(data.examples, (options.steps + 1) * options.dialogues)
-    cleaned = clean_examples(dialogues, ("tokenised_spacing",)).examples
     settings = TurnsConfig(speaker=options.speaker)
     found = []
-    for at in range(0, len(cleaned), options.dialogues):
-        examples = reply_examples(cleaned[at : at + options.dialogues], settings)
+    for dialogues in drawn(data.examples, options):
+        examples = reply_examples(clean_examples(dialogues, ("tokenised_spacing",)).examples, settings)
         prompts = build_prompts(examples, find_task("respond"))
         rows = tokenize_rows(model, prompts, [example.references[0] for example in examples], max_response=CAP)
         found.append(join_replies(model, examples, prompts, rows) if options.worker == "dialogue" else rows)
     return found
+
+
+def drawn(dialogues: Sequence[Any], options: argparse.Namespace) -> list[list[Any]]:
+    """The dialogues of the warm-up and of each update: blocks of like length, evenly from short to long.
+
+    The trainer sorts rows in pools of 50 batches, so that they meet others of their length. A few dozen dialogues drawn
+    one by one would be padded far more than in training.
+    """
+    length = lambda dialogue: sum(len(turn.content) for turn in dialogue.messages)  # noqa: E731
+    pool = sorted(random.Random(0).sample(dialogues, POOL), key=length)
+    blocks = [pool[at : at + BLOCK] for at in range(0, POOL, BLOCK)]
+    n_blocks = max(1, options.dialogues // BLOCK)
+    chosen = [
+        [blocks[int((part + (update + 0.5) / options.steps) * len(blocks) / n_blocks)] for part in range(n_blocks)]
+        for update in range(options.steps)
+    ]
+    return [pool[:2], *([one for block in taken for one in block] for taken in chosen)]
 
 
 def micro_batches(rows: Sequence[Any], options: argparse.Namespace) -> list[list[Any]]:
@@ -191,9 +207,9 @@ def loss_sum(model: Any, rows: Sequence[Any]) -> Any:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5, help="timed updates per process")
+    parser.add_argument("--steps", type=int, default=2, help="timed updates per process")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dialogues", type=int, default=16, help="dialogues per update, in both ways")
+    parser.add_argument("--dialogues", type=int, default=48, help="dialogues per update, in both ways")
     parser.add_argument("--batch", type=int, default=8, help="rows per forward pass")
     parser.add_argument("--reply-batch", type=int, help="rows per forward pass of a reply each, if not the same")
     parser.add_argument("--speaker", default="both", help="whose turns are learned: both, first, second")
