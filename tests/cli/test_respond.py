@@ -231,3 +231,23 @@ def test_dailydialog_to_dialogsum_is_refused_with_the_number_of_dialogues(tiny, 
     assert evaluate("run", test, "--drop-leaks", "--turns", "per_dialogue=1") == 0
     assert result()["data"]["leakage"] == {"exact": 0, "near": 0, "dropped": 311}
     assert result()["n_total"] == 189
+
+
+def test_rewards_train_on_the_same_replies(tiny, capsys):
+    """`rl` reads dialogues as `sft` does: one prompt a reply, leaks refused by dialogue and not by shared openings."""
+    train, validation = eou_file("train.txt", *range(8)), eou_file("val.txt", 20, 21)
+    small = ["task=respond", "max_steps=1", "output_dir=run", "rollout_batch_size=2", "num_generations=2"]
+    small += ["max_completion_length=24", "rewards={length: 1.0}", "constraint=null", "alarm_scorer=null", "bf16=false"]
+    small += [f"data.train={train}", f"data.validation={validation}", "data.turns.speaker=second", "eval_steps=1"]
+    sets = [part for text in small for part in ("--set", text)]
+    start = ["max_steps=40", "learning_rate=0.01", "data.turns.speaker=second"]  # until its replies end
+    assert sft(tiny["llama"], "--data", train, *[p for text in start for p in ("--set", text)], out="start") == 0
+    arguments = ["rl", "--model", "start", *sets]
+    assert run_command([*arguments, "--set", f"data.test={eou_file('test.txt', 3)}"]) == 3
+    assert "1 of 8 training dialogues are also in test.txt" in capsys.readouterr().err
+    assert run_command(arguments) == 0
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["task"], record["data"]["train"]["rows"]) == ("respond", 16)
+    assert record["data"]["leakage"] == {"validation": {"exact": 0, "near": 0, "trained": 0}}
+    assert read_notes("run")["turns"]["speaker"] == "second"
+    assert find_trained_on("run").names == "train.txt"  # the start policy's rows are the same ones
