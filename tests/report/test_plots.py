@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from dialtune.report import plots
 
 ALLOWED = {"none", "currentColor", *(f"var(--{tone})" for tone in ("muted", "line", "good", "bad", "flat", "page"))}
@@ -12,6 +14,11 @@ ROWS = [
     plots.ForestRow("漢字 <b>&", -10, 97, 230, "+97 %", "no difference shown"),
 ]
 
+STOPS = [
+    plots.Stop(0, 0.55, 0.88, "start"), plots.Stop(6, 0.5, 0.3, "refused"), plots.Stop(9, 0.6, 0.2, "passed"),
+    plots.Stop(12, 0.68, 0.07, "chosen"),
+]  # fmt: skip
+
 
 def every_plot() -> dict[str, str]:
     return {
@@ -20,6 +27,7 @@ def every_plot() -> dict[str, str]:
             [(step, 3 / step) for step in range(1, 2000)], {"$a_{": [(0, 2.0), (1000, 1.0)]},
             y_label="loss $", title="t", key="a",
         ),
+        "frontier": plots.frontier(STOPS, x_label="relevance $", y_label="toxic", title="t", key="c"),
         "histogram": plots.histogram([-1, 0, 2, 2.5], higher_is_better=True, x_label="$x_{", title="t", key="b"),
     }  # fmt: skip
 
@@ -79,3 +87,27 @@ def test_a_skewed_or_empty_distribution_is_drawn_without_a_warning() -> None:
     assert plots.histogram([], higher_is_better=True, x_label="x", title="t", key="a").startswith("<svg")
     assert plots.histogram([0.0] * 9, higher_is_better=True, x_label="x", title="t", key="a").startswith("<svg")
     assert plots.curves([(1, 2.0)], {}, y_label="loss", title="t", key="a").startswith("<svg")
+
+
+def test_a_score_that_rose_tenfold_bends_the_axis_and_leaves_the_others_room() -> None:
+    """100 % is 10/9 of a decade wide: +61 % lies at 0.678, +698 % at 10/9 + lg 6.98 = 1.955. Straight, it were 0.087."""
+    rows = [
+        plots.ForestRow("BLEU", 118, 698, 1278, "+698 %", "improved"), ROWS[0],
+        plots.ForestRow("toxicity", -95, -90, -85, "-90 %", "improved"),
+        plots.ForestRow("x", -1, 0, 1, "0 %", "improved"),
+    ]  # fmt: skip
+    root = ElementTree.fromstring(plots.forest([("a", rows)], width=720, title="t"))
+    assert {"\u2212100", "0", "100", "300", "1,000"} <= {text.text for text in root.iter("text")}
+    x = [float(use.get("x", "nan")) for use in root.iter("use") if "var(--good)" in (use.get("style") or "")]
+    bleu, rouge, toxicity, zero = x
+    assert (rouge - zero) / (bleu - zero) == pytest.approx(0.678 / 1.955, abs=0.002)
+    assert (zero - toxicity) / (rouge - zero) == pytest.approx(0.9 / 0.61, abs=0.02)
+    straight = ElementTree.fromstring(plots.forest([("a", ROWS)], width=720, title="t"))
+    assert "1,000" not in {text.text for text in straight.iter("text")}
+
+
+def test_a_frontier_names_start_and_choice_and_a_single_point_is_drawn() -> None:
+    texts = [t.text for t in ElementTree.fromstring(every_plot()["frontier"]).iter("text")]
+    assert {"start", "chosen: step 12"} <= set(texts)
+    alone = plots.frontier(STOPS[:1], x_label="x", y_label="y", title="t", key="d")
+    assert "start" in [t.text for t in ElementTree.fromstring(alone).iter("text")]

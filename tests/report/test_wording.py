@@ -116,3 +116,42 @@ def test_ordinary_text_of_any_script_stays_as_it_is() -> None:
 
 def test_cut_text_says_how_much_is_missing() -> None:
     assert wording.clip("x" * 1010, 10) == "x" * 10 + "… (1,000 more characters)"
+
+
+def test_a_score_without_a_value_is_counted_as_such_in_the_tally(made: Any) -> None:
+    before, after = (made.evaluation([20.0] * 40, name=name) for name in "ab")
+    absent = made.entry(None, None, "no difference shown", n=0, effect=None)
+    assert wording.tally_sentence(made.comparison(before, after, {"rougeL": made.entry(1, 2), "bleu": absent})) == (
+        "Of 2 scores compared, 1 improved, 1 not scored."
+    )
+    assert wording.tally_sentence(made.comparison(before, after, {"rougeL": made.entry(1, 2)})) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("rougeL", "ROUGE-L"), ("relevance_dialogue", "relevance to dialogue"),
+        ("toxicity_mean:ngrams", "toxicity (n-grams)"),
+        ("toxicity_rate:org/name#TOXIC", "toxic share (org/name#TOXIC)"),
+        ("toxic_copied:minilm", "toxic copied (MiniLM)"), ("reward:civility", "reward (civility)"),
+    ],
+)  # fmt: skip
+def test_scores_have_names_for_people(name: str, shown: str) -> None:
+    assert wording.metric_name(name) == shown
+
+
+def test_limits_are_told_worst_first(made: Any) -> None:
+    from dialtune.results import Constraint
+
+    held = {
+        "rougeL": Constraint(floor=0.98, ratio=1.2, ci=(1.1, 1.3), held="yes"),
+        "bleu": Constraint(floor=0.98, ratio=1.2, ci=(1.1, 1.3), held="yes"),
+        "rouge1": Constraint(floor=0.95, ratio=0.8, ci=(0.7, 0.9), held="no"),
+    }
+    sentence = wording.comparison_sentence("detoxify", "toxicity_mean:ngrams", made.entry(0.4, 0.1), held)
+    assert sentence.endswith("; ROUGE-1 not kept (floor 95 %); ROUGE-L and BLEU kept (floor 98 %).")
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.98, "98 %"), (1.1284, "112.8 %"), (0.0, "0 %"), (0.9996, "100 %")])
+def test_shares_are_percents_with_a_decimal_only_where_it_says_something(value: float, shown: str) -> None:
+    assert wording.share(value) == shown
