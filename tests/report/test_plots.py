@@ -90,7 +90,7 @@ def test_a_skewed_or_empty_distribution_is_drawn_without_a_warning() -> None:
 
 
 def test_a_score_that_rose_tenfold_bends_the_axis_and_leaves_the_others_room() -> None:
-    """100 % is 10/9 of a decade wide: +61 % lies at 0.678, +698 % at 10/9 + lg 6.98 = 1.955. Straight, it were 0.087."""
+    """100 % is 10/9 of a decade wide: +61 % lies at 0.678, +698 % at 10/9 + lg 6.98 = 1.955. Straight: 0.087."""
     rows = [
         plots.ForestRow("BLEU", 118, 698, 1278, "+698 %", "improved"), ROWS[0],
         plots.ForestRow("toxicity", -95, -90, -85, "-90 %", "improved"),
