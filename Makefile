@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-packing bench-rl bench-detox toxicity-scorer setup setup-dev setup-bench \
-	setup-bench-trl011 clean
+.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-packing bench-rl bench-detox bench-peers toxicity-scorer \
+	setup setup-dev setup-bench setup-bench-trl011 clean
 
 demo: setup                        ## the jobs, offline: evaluate, train, evaluate, compare, report
 	$(BIN)/dialtune demo --out runs/demo
@@ -40,6 +40,9 @@ bench-rl: setup-bench setup-bench-trl011   ## one step of PPO and GRPO against T
 
 bench-detox: setup                 ## job 3 on DialogSum + ParaDetox, three seeds, four baselines (hours on a CPU)
 	$(BIN)/python benchmarks/bench_detox.py
+
+bench-peers: setup                 ## look up in other tools' packages what they have (downloads their wheels)
+	$(BIN)/python benchmarks/peers.py
 
 toxicity-scorer: setup             ## train the packaged toxicity scorer (about 15 minutes on 2 cores)
 	$(BIN)/python benchmarks/train_toxicity.py
