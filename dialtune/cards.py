@@ -206,7 +206,7 @@ def _how_to_use(making: Making) -> str:
         "`dialtune generate --model . --data dialogues.jsonl` asks it as it was trained to be asked"
         + (f", with the prompt template {code(making.template)}." if making.template else "."),
     ]
-    if making.is_adapter and making.start in HUB_NAMES:
+    if making.is_adapter and making.base in HUB_NAMES.values():
         parts.append(
             "Before publishing, set `base_model_name_or_path` in `adapter_config.json` to the base's name: it holds a "
             "folder of the machine that trained."

@@ -45,7 +45,7 @@ def place_of(job: Job) -> Path:
 
 def _making(job: Job) -> Making | None:
     if job.training is not None:
-        return making_of_run(job.training.config, job.records.get(job.training.record, {}))
+        return making_of_run(job.training.config, job.records.get(job.training.record, {}), place_of(job))
     if job.after is None or job.after.decoding.strategy == "file":
         return None
     model = job.after.model
@@ -113,17 +113,28 @@ def _rounded(value: float | tuple[float, float] | None) -> Any:
     return None if value is None else float(f"{value:.6g}")
 
 
+def _with_interval(value: str, interval: str) -> str:
+    return f"{value} ({interval})" if interval else value
+
+
 def _text(section: Section) -> str:
     compared = [line for line in section.lines if line.p]
     parts = ["## Measured", plain(section.sentence), plain(section.tally), *(plain(note) for note in section.notes)]
     if compared:
         rows = [
-            (plain(line.name), line.before, line.after, f"{line.change} ({line.change_ci})", line.n, line.verdict)
+            (
+                plain(line.name),
+                line.before,
+                line.after,
+                _with_interval(line.change, line.change_ci),
+                line.n,
+                line.verdict,
+            )
             for line in compared
         ]
         parts.append(table(("score", "before", "after", "difference (95 %)", "dialogues", "verdict"), rows))
     else:
-        rows3 = [(plain(line.name), f"{line.after} ({line.after_ci})", line.n) for line in section.lines]
+        rows3 = [(plain(line.name), _with_interval(line.after, line.after_ci), line.n) for line in section.lines]
         parts.append(table(("score", "value (95 %)", "dialogues"), rows3))
     for finding in (*section.limits, *section.findings):
         cells = [tuple(map(cell_text, row)) for row in finding.rows]

@@ -117,6 +117,7 @@ def test_the_card_goes_beside_the_weights_and_the_hub_library_reads_it(detox: Pa
     from huggingface_hub import ModelCard
 
     (detox / "train" / "checkpoint-12").mkdir()
+    (detox / "train" / "checkpoint-12" / "dialtune.json").write_text('{"template": "summarize"}')
     (written,) = build_cards(detox)
     assert written == detox / "train" / "checkpoint-12" / "README.md"
     card = ModelCard.load(written)
@@ -135,6 +136,8 @@ def test_the_card_goes_beside_the_weights_and_the_hub_library_reads_it(detox: Pa
     assert "### Jury" in card.text
     assert "- not scored: toxicity (alt-profanity-check), alt-profanity-check is not installed" in card.text
     assert "/home/someone" not in card.content
+    assert "not scored ()" not in card.content
+    assert "with the prompt template `summarize`" in card.text
     assert "lazy pig" not in card.content
 
 
