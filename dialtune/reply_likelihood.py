@@ -1,7 +1,7 @@
 """A model asked how likely each true reply is: under its own context, under its last turn alone, under those of others.
 
-Each context is read once for all replies that are tried behind it, its own and those for which it is a wrong one: that
-is what `LanguageModel.logprobs` does with a group, in either family.
+Each context is read once for all replies of like length that are tried behind it, its own and those for which it is a
+wrong one: that is what `LanguageModel.logprobs` does with a group, in either family.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dialtune.models.base import LanguageModel
 from dialtune.types import Example, Message, Prompt
 
 Ask = Callable[[Sequence[Example]], list[Prompt]]  # examples to the prompts that the model is given for them
-Progress = Callable[[int, int], None]  # contexts done, contexts in all
+Progress = Callable[[int, int], None]  # contexts done, contexts in all; one that is read twice counts twice
 
 MAX_TOKENS = 256  # of a reply; longer ones are cut, as training cuts them by default
 PADDING = 1.25  # a batch grows while it computes at most so many times the tokens of its contexts one by one
@@ -137,25 +137,50 @@ def _asked(
     progress: Progress | None,
 ) -> Iterator[tuple[list[tuple[int, int]], Array]]:
     """(cells, sums) batch by batch."""
-    queries = [model.query_ids(trial.messages) for trial in trials]
-    shapes = [
-        _Shape(len(query), [len(replies[row]) for row, _ in t.replies])
-        for query, t in zip(queries, trials, strict=True)
+    parts = [
+        (query, cells)
+        for trial in trials
+        for query in [model.query_ids(trial.messages)]
+        for cells in _of_like_length(len(query), trial.replies, replies)
     ]
+    shapes = [_Shape(len(query), [len(replies[row]) for row, _ in cells]) for query, cells in parts]
     done = 0
     for batch in _batches(shapes, batch_size):
-        group = max(len(trials[i].replies) for i in batch)
+        group = max(len(parts[i][1]) for i in batch)
         cells: list[tuple[int, int] | None] = []
         for i in batch:
-            cells += [*trials[i].replies, *[None] * (group - len(trials[i].replies))]
+            cells += [*parts[i][1], *[None] * (group - len(parts[i][1]))]
         responses = [replies[cell[0]] if cell else [] for cell in cells]
-        ready = model.batch([queries[i] for i in batch], responses)
+        ready = model.batch([parts[i][0] for i in batch], responses)
         sums = model.logprobs(ready.query, ready.response, ready.mask).double().sum(1).cpu().numpy()
         kept = [place for place, cell in enumerate(cells) if cell]
         yield [cell for cell in cells if cell], sums[kept]
         done += len(batch)
         if progress:
-            progress(done, len(trials))
+            progress(done, len(parts))
+
+
+def _of_like_length(
+    n_query: int, cells: Sequence[tuple[int, int]], replies: Sequence[Sequence[int]]
+) -> list[list[tuple[int, int]]]:
+    """The replies behind one context in parts that are computed apart, so that tokens and padding are fewest in all.
+
+    Each part costs the context's tokens and its replies, all padded to the longest of them: one long reply among short
+    ones is better off alone. Parts are runs of the replies by length, found by dynamic programming over their ends.
+    """
+    order = sorted(cells, key=lambda cell: len(replies[cell[0]]))
+    cost, start = [0], [0]  # of the first k replies, and where the last part of these begins
+    for end in range(1, len(order) + 1):
+        longest = len(replies[order[end - 1][0]])
+        options = [(cost[begin] + n_query + (end - begin) * longest, begin) for begin in range(end)]
+        best = min(options)
+        cost.append(best[0])
+        start.append(best[1])
+    parts, end = [], len(order)
+    while end:
+        parts.append(order[start[end] : end])
+        end = start[end]
+    return parts
 
 
 @dataclass(frozen=True)

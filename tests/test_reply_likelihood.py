@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import make_model
 
 from dialtune.data.reading import DataSet
@@ -20,7 +23,7 @@ from dialtune.metrics.table import METRICS
 from dialtune.model_evaluation import evaluate_model, prompts_for
 from dialtune.models.base import Sampling
 from dialtune.prompts import TEMPLATES
-from dialtune.reply_likelihood import _batches, _Shape, bind_likelihoods, reply_logprobs
+from dialtune.reply_likelihood import _batches, _of_like_length, _Shape, bind_likelihoods, reply_logprobs
 from dialtune.results import ModelInfo
 from dialtune.tasks import TASKS, Task
 from dialtune.types import Completion, Example, Message, Prompt
@@ -29,14 +32,14 @@ RESPOND = TASKS["respond"]
 WORDS = ("the train leaves at ten hello Anna thanks I will be there on Monday they agree to meet").split()  # noqa: SIM905
 
 
-def replies(n_dialogues: int = 5, system: bool = False) -> list[Example]:
+def replies(n_dialogues: int = 5, system: str = "") -> list[Example]:
     """Dialogues of two or three replies with contexts and replies of different lengths."""
     rows = []
     for d in range(n_dialogues):
         turns = [" ".join(WORDS[(3 * d + 2 * t + k) % len(WORDS)] for k in range(2 + (d + t) % 4)) for t in range(4)]
         for t in range(1, 3 + d % 2):
             said = [Message(("user", "assistant")[(t - 1 - k) % 2], turns[k]) for k in range(t)]  # type: ignore[arg-type]
-            head = [Message("system", "Be kind.")] if system else []
+            head = [Message("system", system)] if system else []
             rows.append(Example(f"d{d}#{t}", (*head, *said), (turns[t],), {"dialogue": f"d{d}", "turn": t}))
     return rows
 
@@ -60,7 +63,7 @@ def plainly(model: Any, prompt: Prompt, text: str) -> float:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_sums_are_those_of_one_pair_at_a_time(model: Any, batch_size: int) -> None:
-    rows = replies(system=True)
+    rows = replies(system="Be kind.")
     found = reply_logprobs(model, rows, asking(model), batch_size=batch_size)
     prompts = asking(model)(rows)
     wrong = wrong_contexts(rows, N_WRONG)
@@ -93,8 +96,8 @@ def test_perplexity_is_exp_of_the_mean_loss_per_token(model: Any) -> None:
 
 @pytest.mark.parametrize("model", ["llama", "bart"], indirect=True)
 def test_each_context_is_read_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """N contexts and those last turns that are shorter, whatever the number of wrong contexts."""
-    rows, seen = replies(6), []
+    """N contexts and those last turns that are shorter, whatever the number of wrong contexts, if replies are short."""
+    rows, seen = replies(6, system="Long instructions outweigh the padding of any reply. " * 4), []
     plain = type(model).logprobs
 
     def spy(self: Any, query: Any, *args: Any, **settings: Any) -> Any:
@@ -103,7 +106,7 @@ def test_each_context_is_read_once(model: Any, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(type(model), "logprobs", spy)
     reply_logprobs(model, rows, asking(model), batch_size=4)
-    assert sum(seen) == len(rows) + sum(len(row.messages) > 1 for row in rows)
+    assert sum(seen) == len(rows) + sum(len(row.messages) > 2 for row in rows)
     assert max(seen) > 1
 
 
@@ -162,6 +165,33 @@ def test_the_same_tokens_have_the_same_name_and_others_another() -> None:
     names = {kind: reply_logprobs(make_model(kind), rows, asking(make_model(kind))).tokens for kind in ("llama", "t5")}
     assert names["llama"] != names["t5"]
     assert reply_logprobs(make_model("llama", seed=3), rows, asking(make_model("llama"))).tokens == names["llama"]
+
+
+def test_a_long_reply_is_tried_apart_from_short_ones() -> None:
+    lengths = [3, 3, 9, 13, 224, 13, 15, 16, 20, 27]
+    replies = [[0] * n for n in lengths]
+    cells = [(row, 0) for row in range(10)]
+    parts = _of_like_length(116, cells, replies)
+    assert sorted(map(len, parts)) == [1, 9]
+    assert parts[0] == [(4, 0)]
+    assert _of_like_length(116, [], replies) == []
+    assert _of_like_length(116, cells[:1], replies) == [cells[:1]]
+
+
+@given(st.integers(1, 60), st.lists(st.integers(1, 80), min_size=1, max_size=6))
+def test_parts_of_like_length_cost_the_least_there_is(n_query: int, lengths: list[int]) -> None:
+    """Against every way to cut the sorted replies."""
+    cells = [(row, row) for row in range(len(lengths))]
+    parts = _of_like_length(n_query, cells, [[0] * n for n in lengths])
+    assert sorted(cell for part in parts for cell in part) == cells
+    found = sum(n_query + len(part) * max(lengths[row] for row, _ in part) for part in parts)
+    ordered = sorted(lengths)
+    ways = []
+    for cuts in product((False, True), repeat=len(ordered) - 1):
+        ends = [k + 1 for k, cut in enumerate(cuts) if cut] + [len(ordered)]
+        starts = [0, *ends[:-1]]
+        ways.append(sum(n_query + (b - a) * ordered[b - 1] for a, b in zip(starts, ends, strict=True)))
+    assert found == min(ways)
 
 
 def test_batches_hold_every_trial_once_and_little_padding() -> None:

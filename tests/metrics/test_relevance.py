@@ -174,8 +174,8 @@ def test_a_reply_is_matched_with_contexts_of_other_dialogues_only(by_word: None)
         reply("c", 1, "rent rent"),
     ]
     texts = ["boat", "boat", "rent", "bread"]
-    # b against c, which fits better, and one of a, which fits worse; c against b, which fits better, and the first of a,
-    # nearest in length, which fits as little.
+    # b against c, which fits better, and one of a, which fits worse; c against b, which fits better, and the first of
+    # a, nearest in length, which fits as little.
     assert values(for_replies("context_auc", examples), texts, examples) == pytest.approx([1, 1, 0.5, 0.25])
     assert values(for_replies("context_mrr", examples), texts, examples) == pytest.approx([1, 1, 0.5, 1 / 2.5])
 
