@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dialtune.metrics.table import METRICS
 from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import OpenModel
 from dialtune.models.lora import count_parameters
+from dialtune.reply_likelihood import bind_likelihoods
 from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
 from dialtune.tasks import Task
 from dialtune.trainers.batching import TokenRow, tokenize_rows
@@ -236,11 +238,11 @@ def _generated_scores(model: LanguageModel, prepared: Prepared, data: DataSet, n
     texts = [completion.text for completion in completions]
     reference = config.evaluation.reference
     choice = ("mean" if data.references[1] > 1 else "first") if reference == "auto" else reference
-    scores = {}
-    for name in names:
-        metric = METRICS[name].with_reference(choice)
-        scores[f"eval_{name}"] = float(metric.aggregate(metric.segments(texts, examples)))
-    return scores
+    metrics = [METRICS[name].with_reference(choice).with_rows(examples, prepared.train.examples) for name in names]
+    ask = partial(prompts_of, config, task, model)
+    metrics = bind_likelihoods(metrics, model, examples, ask, batch_size=decoding.batch_size)
+    values = (metric.aggregate(metric.segments(texts, examples)) for metric in metrics)
+    return {f"eval_{name}": float(value) for name, value in zip(names, values, strict=True)}
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -160,3 +161,17 @@ def test_with_pack_true_a_window_starts_pieces_and_bounds_them(tiny, files, tmp_
     assert len(PLACES) < len(pieces.rows) < pieces.targets.n
     assert all(row.length <= 100 for row in pieces.rows)
     assert sum(row.n_learned for row in pieces.rows) == sum(row.n_learned for row in auto.rows)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_scores_of_true_replies_are_measured_while_training(tiny, files, tmp_path, kind):
+    """The perplexity of the validation replies is exp of their loss, which the loop measures by another road."""
+    asked = {"metrics": ["perplexity", "context_ll_auc", "echo_rate"], "max_rows": None}
+    config = config_of(tiny[kind], files, tmp_path / "run", evaluation=asked, generation={"max_new_tokens": 2})
+    run_sft(config)
+    found = metrics(tmp_path / "run")
+    assert [row["eval_perplexity"] for row in found] == pytest.approx(
+        [math.exp(row["eval_loss"]) for row in found], rel=1e-4
+    )
+    assert all(0 <= row["eval_context_ll_auc"] <= 1 for row in found)
+    assert all(row["eval_echo_rate"] is not None for row in found)
