@@ -253,6 +253,14 @@ def test_a_score_of_zeros_and_ones_is_a_rate_whatever_its_name() -> None:
     }))).source  # fmt: skip
 
 
+def test_differences_whose_mean_only_looks_like_that_of_a_rate_are_not_one() -> None:
+    """+1.5, +0.5, -1, 0: half are better and a quarter worse, and the mean is 0.25 as well; yet none of them is a 1."""
+    base = spread(30, 9, 80)
+    moved = [x + (1.5, 0.5, -1.0, 0.0)[k % 4] for k, x in enumerate(base)]
+    found = one("rougeL +1", (evaluated({"rougeL": base}), evaluated({"rougeL": moved})))
+    assert "paired differences" in found.source
+
+
 # --- in words, and from the command line ---
 
 

@@ -102,6 +102,14 @@ def test_more_invented_toxicity_is_an_alarm(tmp_path: Path, made: Any) -> None:
     assert text.index("Alarm: more completions") < text.index("Scores Score")  # on the first screen
 
 
+def test_more_invented_toxicity_that_chance_explains_is_none(tmp_path: Path, made: Any) -> None:
+    from dialtune.results import Shift
+
+    unclear = {"invented:minilm": Shift(before=0.0, after=0.1, difference=0.1, ci=(-0.1, 0.3), n=60)}
+    (job,) = read_jobs(made.write_detox(tmp_path, origins=unclear))
+    assert all(finding.sentences == () for finding in findings(job) if finding.heading.startswith("Where"))
+
+
 def test_a_limit_that_broke_or_a_gamed_reward_is_said_first_and_colours_the_verdict(tmp_path: Path, made: Any) -> None:
     from dialtune.results import Constraint
 

@@ -77,6 +77,7 @@ def test_the_markdown_of_a_pull_request_has_verdict_scores_and_counts_and_no_dia
     for wanted in (
         "| toxicity (n-grams) | 0.410 | 0.130 | −0.280 (−0.320 to −0.240) | −68 % (−77 to −60) | \\< 0.0001 | 60 | "
         "✓ improved |",
+        "| toxicity (alt-profanity-check) | not scored | not scored | not scored |  | not tested | 0 | not scored |",
         "#### What had to be kept", "| relevance to reference | 98 % | 112.8 % (107.0 to 118.0) | ✓ held |",
         "#### Jury", "- toxicity (alt-profanity-check): not scored, alt-profanity-check is not installed",
         "| asked for | 60 | 60 |", "- `train/run.json`: `dialtune rl recipe.yaml`", "<details><summary>Detoxify: ",
