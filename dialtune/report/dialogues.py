@@ -92,9 +92,10 @@ def _change_plot(job: Job, name: str, key: str) -> Plot:
     gained = sum((change > 0) == higher for change in found if change)
     tied = sum(change == 0 for change in found)
     shares = f"{gained:,} better, {tied:,} unchanged, {len(found) - gained - tied:,} worse"
-    title = f"Distribution of the change of {label} per dialogue: {shares}"
+    row = "reply" if job.task == "respond" else "dialogue"
+    title = f"Distribution of the change of {label} per {row}: {shares}"
     svg = plots.histogram(found, higher_is_better=higher, x_label=f"change of {label}", title=title, key=key)
-    words = f"Change of {label} per dialogue: {shares} of {wording.dialogues(len(found))}. Dashed line: the mean."
+    words = f"Change of {label} per {row}: {shares} of {wording.rows(job.task, len(found))}. Dashed line: the mean."
     return Plot(Markup(svg), words)
 
 
@@ -119,7 +120,7 @@ def cards(job: Job, name: str | None, shown: int) -> tuple[tuple[tuple[str, tupl
     top_and_bottom = gained_and_lost(job, name, shown)
     ends = zip(headings, top_and_bottom, strict=True)
     made = tuple((heading, tuple(_card(job, name, *found) for found in end)) for heading, end in ends if end)
-    note = f"By {label}, out of {wording.dialogues(n)}: the extremes, not typical ones."
+    note = f"By {label}, out of {wording.rows(job.task, n)}: the extremes, not typical ones."
     if not made:
         note = "Left out to keep the page under 1 MB." if shown == 0 else f"No dialogue's {label} changed."
     elif not job.sources:

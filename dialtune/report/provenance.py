@@ -9,7 +9,7 @@ from typing import Any
 
 from dialtune.licences import data_licence, data_set, hub_name, model_licence
 from dialtune.report.reading import Job
-from dialtune.report.wording import clip, dialogues
+from dialtune.report.wording import clip, rows
 from dialtune.results import Evaluation, Method
 
 _FILE, _LINE = 12_000, 1000  # characters shown of a file and of a command
@@ -40,7 +40,7 @@ def facts(evaluation: Evaluation) -> dict[str, str]:
         "adapter": model.adapter or "none",
         "weights sha256": model.weights_sha256,
         "dtype": model.dtype,
-        "data": f"{data.name}, split {data.split}, {dialogues(evaluation.n_total)}",
+        "data": f"{data.name}, split {data.split}, {rows(evaluation.task, evaluation.n_total)}",
         "data fingerprint": data.fingerprint,
         "references per dialogue": f"{low}" if low == high else f"{low} to {high}",
         "reference used": data.reference,

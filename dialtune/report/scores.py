@@ -99,7 +99,7 @@ def _line(job: Job, name: str, entry: Entry | None) -> ScoreLine:
     known = new or old
     reasons = [
         entry.note if entry and entry.note != _shared_note(job) else None,
-        *(score.reason for score in (old, new) if score),
+        *(text for score in (old, new) if score for text in (score.reason, score.note if not entry else None)),
     ]
     dropped = f"{entry.n_dropped:,} left out: one side not scored" if entry and entry.n_dropped else None
     return ScoreLine(
@@ -113,12 +113,17 @@ def _line(job: Job, name: str, entry: Entry | None) -> ScoreLine:
         relative=relative,
         relative_ci=relative_ci,
         p=wording.p_value(entry.p_holm) if entry else "",
-        n=f"{entry.n if entry else known.n if known else 0:,}",
+        n=f"{entry.n if entry else known.n if known else 0:,}{_within(entry)}",
         verdict=_verdict(entry) if entry else "not compared" if job.comparison else "",
         tone=wording.tone(entry),
         note="; ".join(dict.fromkeys(wording.clip(text, 200) for text in [*reasons, dropped] if text)),
         signature=known.signature if known else "",
     )
+
+
+def _within(entry: Entry | None) -> str:
+    """The dialogues that the pairs come from, where these are fewer."""
+    return f" in {entry.n_dialogues:,}" if entry and entry.n_dialogues is not None else ""
 
 
 def _verdict(entry: Entry) -> str:

@@ -25,7 +25,9 @@ _BESIDE: Mapping[str, tuple[str, ...]] = {
     "detoxify": ("toxicity_mean:minilm", "relevance_reference", "rougeL"),
 }
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-_METRICS["rougeLsum"] = "ROUGE-Lsum"
+_METRICS |= {"rougeLsum": "ROUGE-Lsum", "context_auc": "context AUC", "context_mrr": "context MRR"}
+_METRICS |= {"context_ll_auc": "context AUC by likelihood", "context_ll_mrr": "context MRR by likelihood"}
+_METRICS |= {"distinct_1": "distinct-1", "distinct_2": "distinct-2"}
 _METRICS |= {"relevance_reference": "relevance to reference", "relevance_dialogue": "relevance to dialogue"}
 _BY_SCORER = {"toxicity_mean": "toxicity", "toxicity_rate": "toxic share", "toxicity_p95": "toxicity, 95th percentile"}
 _SCORERS = {"minilm": "MiniLM", "ngrams": "n-grams", "lexicon": "word list"}
@@ -153,6 +155,18 @@ def dialogues(n: int) -> str:
     return f"{n:,} dialogue" + ("" if n == 1 else "s")
 
 
+def rows(task: str, n: int, n_dialogues: int | None = None) -> str:
+    """The rows of a task by what they are, with the dialogues that they come from if these are fewer.
+
+    >>> rows("respond", 180, 60), rows("respond", 1), rows("summarize", 60)
+    ('180 replies in 60 dialogues', '1 reply', '60 dialogues')
+    """
+    if task != "respond":
+        return dialogues(n)
+    words = f"{n:,} {'reply' if n == 1 else 'replies'}"
+    return words if n_dialogues is None else f"{words} in {dialogues(n_dialogues)}"
+
+
 def headline(task: str, names: Sequence[str], trained: str | None = None) -> str | None:
     """The score that stands for the job: the task's own if it is there, else the first; None if there is none.
 
@@ -191,7 +205,8 @@ def comparison_sentence(task: str, name: str, entry: Entry, constraints: Mapping
     if entry.verdict == "no difference shown" and entry.n_needed:
         n_needed = round(entry.n_needed, 2 - len(str(entry.n_needed)))  # two digits are all that it is known to
         needed = f"; to show it would take about {dialogues(n_needed)}"
-    return f"{opening}: {shift}, {_change(entry, places)}, {dialogues(entry.n)}{needed}{_kept(constraints or {})}."
+    counted = rows(task, entry.n, entry.n_dialogues)
+    return f"{opening}: {shift}, {_change(entry, places)}, {counted}{needed}{_kept(constraints or {})}."
 
 
 def _kept(constraints: Mapping[str, Constraint]) -> str:
@@ -245,7 +260,7 @@ def evaluation_sentence(task: str, name: str | None, score: ScoreEntry | None) -
     places = digits(score.value)
     ci = interval(score.ci, places)
     value = f"{metric_name(name)} {number(score.value, places)}" + (f" (95 % CI {ci})" if ci else "")
-    return f"{subject} score {value} on {dialogues(score.n)}; compared with nothing."
+    return f"{subject} score {value} on {rows(task, score.n)}; compared with nothing."
 
 
 def training_sentence(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -55,6 +55,17 @@ def test_one_evaluation_claims_no_change(made: Any) -> None:
     )
 
 
+def test_replies_are_counted_as_such_with_the_dialogues_they_come_from(made: Any) -> None:
+    entry = made.entry(0.8, 0.9, relative_ci=(0.05, 0.2), n=180, n_dialogues=60)
+    assert wording.comparison_sentence("respond", "context_auc", entry) == (
+        "Replies improved: context AUC 0.800 → 0.900, +12 % (95 % CI +5 to +20), 180 replies in 60 dialogues."
+    )
+    score = ScoreEntry(value=0.8, ci=(0.7, 0.9), n=180, signature="context_auc")
+    assert wording.evaluation_sentence("respond", "context_auc", score) == (
+        "Replies score context AUC 0.800 (95 % CI 0.700 to 0.900) on 180 replies; compared with nothing."
+    )
+
+
 def test_the_tally_counts_the_scores_that_got_worse(made: Any) -> None:
     before, after = (made.evaluation([20.0] * 40, name=name) for name in "ab")
     entries = {
