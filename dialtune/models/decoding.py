@@ -79,7 +79,7 @@ def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     missing = -weights.shape[-1] % BLOCK
     padded = nn.functional.pad(weights, (0, missing)) if missing else weights
-    blocks = padded.unflatten(-1, (-1, BLOCK))
+    blocks = padded.reshape(len(padded), -1, BLOCK)
     block, rest = _share(blocks.sum(-1), uniforms)
     inside = blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
     return block * BLOCK + _share(inside, rest)[0]
