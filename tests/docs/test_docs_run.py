@@ -27,6 +27,7 @@ ELSEWHERE = {
     "hub:": "needs the network",
     "--resume": "tests/test_resume.py, tests/test_resume_rl.py",
     "reward": "tests/trainers/test_reward_run.py",
+    "runs/reward": "tests/rewards/test_reward_score.py",
 }
 SMALL = ["bf16=false", "max_prompt_length=96", "per_device_train_batch_size=2", "max_steps=2"]
 SMALL_SFT = [*SMALL, "data.max_train_rows=4", "data.max_validation_rows=2"]
@@ -126,7 +127,7 @@ def small(words: list[str]) -> list[str]:
 def is_run_here(words: list[str]) -> bool:
     said = " ".join(words)
     return not any(said.startswith(start) for start in ELSEWHERE) and not any(
-        part in word for word in words for part in ("hub:", "--resume")
+        part in word for word in words for part in ("hub:", "--resume", "runs/reward")
     )
 
 
