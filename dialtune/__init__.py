@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dialtune.comparison import read_comparison as read_comparison
     from dialtune.comparison import write_comparison as write_comparison
     from dialtune.config.loading import load_config as load_config
+    from dialtune.config.loading import load_reward_config as load_reward_config
     from dialtune.config.loading import load_rl_config as load_rl_config
+    from dialtune.config.reward_schema import RewardConfig as RewardConfig
     from dialtune.config.rl_schema import RLConfig as RLConfig
     from dialtune.config.schema import RunConfig as RunConfig
     from dialtune.data.reading import DataSet as DataSet
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from dialtune.scorers.table import find_scorer as find_scorer
     from dialtune.scoring import score_file as score_file
     from dialtune.tasks import TASKS as TASKS
+    from dialtune.trainers.reward_run import run_reward as run_reward
     from dialtune.trainers.rl_run import run_rl as run_rl
     from dialtune.trainers.sft import train_sft as train_sft
     from dialtune.trainers.sft_run import run_sft as run_sft
@@ -64,6 +67,7 @@ _HOMES = {
     "Message": "types",
     "Prompt": "types",
     "RLConfig": "config.rl_schema",
+    "RewardConfig": "config.reward_schema",
     "RunConfig": "config.schema",
     "RunFolder": "runs",
     "Sampling": "models.base",
@@ -79,12 +83,14 @@ _HOMES = {
     "generate": "generation",
     "load_config": "config.loading",
     "load_model": "models.loading",
+    "load_reward_config": "config.loading",
     "load_rl_config": "config.loading",
     "newest_checkpoint": "checkpoints",
     "read_comparison": "comparison",
     "read_evaluation": "evaluation",
     "read_examples": "data.reading",
     "read_predictions": "evaluation",
+    "run_reward": "trainers.reward_run",
     "run_rl": "trainers.rl_run",
     "run_sft": "trainers.sft_run",
     "save_model": "models.loading",

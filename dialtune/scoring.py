@@ -22,6 +22,7 @@ from dialtune.errors import ConfigError, DataError
 from dialtune.evaluation import read_evaluation
 from dialtune.results import EVAL_SCHEMA
 from dialtune.rewards.base import score_safely
+from dialtune.rewards.learned import is_reward_folder
 from dialtune.rewards.table import REWARDS, find_reward
 from dialtune.runs import write_text_atomic
 from dialtune.scorers.base import probabilities
@@ -82,8 +83,8 @@ def score_file(
     higher is better.
 
     Args:
-        scorer: `toxicity`, another packaged scorer, a folder or hub name of a sequence classifier, or the name of a
-            built-in reward such as `relevance` or `rougeL`.
+        scorer: `toxicity`, another packaged scorer, a folder or hub name of a sequence classifier, the name of a
+            built-in reward such as `relevance` or `rougeL`, or the folder of a learned reward.
         file: see `read_texts`.
         out: written atomically.
         data: dialogues for a reward that reads them, any source of `read_examples`; texts are matched by id if every
@@ -99,7 +100,7 @@ def score_file(
     if out is not None and any(Path(out).resolve() == Path(source).resolve() for source in (file, data or file)):
         raise ConfigError(f"--out: got {out}, which is being read; name another file")
     _check_name(scorer)
-    if scorer in REWARDS and scorer != "toxicity":
+    if (scorer in REWARDS and scorer != "toxicity") or is_reward_folder(Path(scorer)):
         if label is not None:
             raise ConfigError(f"--label: got '{label}', but {scorer} is no classifier; leave it out")
         rows = read_texts(file)
@@ -123,7 +124,7 @@ def _check_name(name: str) -> None:
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise ConfigError(
         f"scorer '{name}': unknown; {hint}known: {', '.join(known)}, "
-        "or the folder or hub name (org/name) of a classifier"
+        "or the folder or hub name (org/name) of a classifier, or the folder of a learned reward"
     )
 
 

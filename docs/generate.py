@@ -20,8 +20,9 @@ import typer
 from dialtune import errors
 from dialtune.cli.app import app, run_command
 from dialtune.config.loading import ALIASES, ELSEWHERE
+from dialtune.config.reward_schema import WITHOUT_EFFECT, RewardConfig
 from dialtune.config.rl_schema import RLConfig
-from dialtune.config.schema import RunConfig, allowed, explain, section_of, walk
+from dialtune.config.schema import RunConfig, TrainingConfig, allowed, explain, section_of, walk
 from dialtune.metrics.table import METRICS
 
 FOLDER = Path(__file__).resolve().parent
@@ -42,15 +43,8 @@ def config_page() -> str:
         section = section_of(field)
         if section is not None:
             parts += [f"## {key}", f"{inspect.getdoc(section)} ({allowed(field)})", _table(f"{key}.")]
-    shared = {key for key, _ in walk()}
-    own = [row for row in explain("", RLConfig) if row[0] not in shared or row != explain(row[0])[0]]
-    lines = [f"| `{key}` | {words} | {default} | {text} |" for key, words, default, text in own]
-    head = f"{inspect.getdoc(RLConfig)} `dialtune rl RECIPE` takes the keys above, apart from those of SFT "
-    head += (
-        f"({', '.join(f'`{key}`' for key in RunConfig.model_fields if key not in RLConfig.model_fields)}), and these:"
-    )
-    table = "\n".join(["| key | allowed | default | what it does |", "|---|---|---|---|", *lines])
-    parts += ["## Reinforcement learning", head, table]
+    parts += _own_keys("Reinforcement learning", "rl", RLConfig)
+    parts += _own_keys("Learned rewards", "reward", RewardConfig, without_effect=WITHOUT_EFFECT)
     parts += ["## Spellings of other tools that are accepted", "| spelling | key |\n|---|---|"]
     extra = {
         "use_peft": "lora: {} if true",
@@ -62,6 +56,22 @@ def config_page() -> str:
     parts += ["## Keys of other tools that are refused", "| key | what to do |\n|---|---|"]
     parts[-1] += "".join(f"\n| `{name}` | {hint} |" for name, hint in sorted(ELSEWHERE.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _own_keys(
+    title: str, command: str, schema: type[TrainingConfig], without_effect: tuple[str, ...] = ()
+) -> list[str]:
+    """Heading, sentence and table of the keys in which a schema differs from that of fine-tuning."""
+    shared = {key for key, _ in walk()}
+    own = [row for row in explain("", schema) if row[0] not in shared or row != explain(row[0])[0]]
+    lines = [f"| `{key}` | {words} | {default} | {text} |" for key, words, default, text in own]
+    apart = [key for key in RunConfig.model_fields if key not in schema.model_fields]
+    head = f"{inspect.getdoc(schema)} `dialtune {command} RECIPE` takes the keys above, apart from those of SFT "
+    head += f"({', '.join(f'`{key}`' for key in apart)})"
+    if without_effect:
+        head += f" and those without effect here ({', '.join(f'`{key}`' for key in without_effect)})"
+    table = "\n".join(["| key | allowed | default | what it does |", "|---|---|---|---|", *lines])
+    return [f"## {title}", f"{head}, and these:", table]
 
 
 def _table(prefix: str, before: str = "") -> str:

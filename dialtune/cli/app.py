@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dialtune.cli import data, evaluate, rl, run, setup
+from dialtune.cli import data, evaluate, reward, rl, run, setup
 from dialtune.errors import DialtuneError
 
 # What users of trl, axolotl, lm-eval and LLaMA-Factory type first (ecosystem.md 6.1).
@@ -21,6 +21,7 @@ ELSEWHERE = {
     "grpo": "rl",
     "rloo": "rl",
     "ppo": "rl",
+    "rm": "reward",
     "eval": "evaluate",
     "test": "evaluate",
     "predict": "generate",
@@ -42,6 +43,7 @@ class _Verbs(TyperGroup):
         "demo",
         "init",
         "sft",
+        "reward",
         "rl",
         "generate",
         "score",
@@ -96,6 +98,7 @@ def root(
 
 
 app.add_typer(run.app)
+app.add_typer(reward.app)
 app.add_typer(rl.app)
 app.add_typer(evaluate.app)
 app.add_typer(data.app, name="data")

@@ -12,13 +12,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from dialtune.config.reading import KeyPath, Layer, Place, as_yaml, read_file, read_flags, read_override, read_text
+from dialtune.config.reward_schema import RewardConfig
 from dialtune.config.rl_schema import RLConfig
 from dialtune.config.schema import RunConfig, TrainingConfig, allowed, choices, explain, section_of, walk
 from dialtune.errors import ConfigError
 
-_Schema = TypeVar("_Schema", RunConfig, RLConfig)
+_Schema = TypeVar("_Schema", RunConfig, RLConfig, RewardConfig)
 
 RECIPES = Path(__file__).parent.parent / "assets" / "recipes"
+_TOPICS: dict[str, type[TrainingConfig]] = {"rl": RLConfig, "reward": RewardConfig}  # of `config explain`
 
 # Spellings of trl, axolotl, LLaMA-Factory and H2O that mean exactly one of our keys (ecosystem.md 6.2).
 ALIASES: dict[str, str] = {
@@ -75,11 +77,18 @@ def load_rl_config(path: str | Path | None, overrides: Sequence[str] = (), **fla
     return _validated(read_layers(path, overrides, flags), RLConfig)
 
 
+def load_reward_config(path: str | Path | None, overrides: Sequence[str] = (), **flags: object) -> RewardConfig:
+    """The same for a learned reward."""
+    return _validated(read_layers(path, overrides, flags), RewardConfig)
+
+
 def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
-    """The same for either: a recipe that names a `method` is one of reinforcement learning."""
+    """The same for any: a recipe that names a `method` is one of reinforcement learning, `signals` one of a reward."""
     layers = read_layers(path, overrides, {})
-    is_rl = any(key == ("method",) for layer in layers for key in layer.values)
-    return _validated(layers, RLConfig) if is_rl else _validated(layers, RunConfig)
+    named = {key[0] for layer in layers for key in layer.values if key}
+    if "signals" in named:
+        return _validated(layers, RewardConfig)
+    return _validated(layers, RLConfig) if "method" in named else _validated(layers, RunConfig)
 
 
 def read_layers(path: str | Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> list[Layer]:
@@ -99,17 +108,24 @@ def check_rl_text(text: str, source: str) -> RLConfig:
     return _validated([read_text(text, source)], RLConfig)
 
 
+def check_reward_text(text: str, source: str) -> RewardConfig:
+    """The same for a learned reward."""
+    return _validated([read_text(text, source)], RewardConfig)
+
+
 def explain_topic(topic: str) -> list[tuple[str, str, str, str]]:
     """(key, allowed, default, doc line) of a key, of a section or of all; raises ConfigError with the closest name.
 
-    `rl` is every key of reinforcement learning; a key that only it has is found by its own name as well.
+    `rl` is every key of reinforcement learning, `reward` every key of a learned reward; a key that only they have is
+    found by its own name as well.
     """
-    if topic == "rl":
-        return explain("", RLConfig)
+    if topic in _TOPICS:
+        return explain("", _TOPICS[topic])
     name = ALIASES.get(topic, topic)
-    rows = explain(name) or explain(name, RLConfig)
+    schemas: list[type[TrainingConfig]] = [RunConfig, *_TOPICS.values()]
+    rows = next((found for schema in schemas if (found := explain(name, schema))), [])
     if not rows:
-        near = _close(topic, ["rl", *(key for key, *_ in explain() + explain("", RLConfig))])
+        near = _close(topic, [*_TOPICS, *(key for schema in schemas for key, *_ in explain("", schema))])
         raise ConfigError(f"config explain: no key {topic!r}" + (f"; did you mean {near!r}?" if near else ""))
     return rows
 
@@ -118,7 +134,7 @@ def _validated(layers: list[Layer], schema: type[_Schema]) -> _Schema:
     merged = merge_layers(layers)
     config, problems = validate(merged, schema)
     if config is None or problems:
-        raise refusal(problems, "rl" if schema is RLConfig else "")
+        raise refusal(problems, next((topic for topic, its in _TOPICS.items() if its is schema), ""))
     return config
 
 
@@ -289,7 +305,7 @@ def _locate(loc: tuple[int | str, ...], schema: type[TrainingConfig]) -> tuple[K
             fields = section.model_fields if section else {}
         elif fields:
             return (*path, str(part)), None
-        elif isinstance(part, int) or path[-1] in ("columns", "rewards"):
+        elif isinstance(part, int) or path[-1] in ("columns", "rewards", "signals"):
             path = (*path, str(part))
     return path, field
 

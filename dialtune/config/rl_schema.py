@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -81,7 +82,8 @@ class RLConfig(TrainingConfig):
     )
     rewards: dict[str, float] = Field(
         {"toxicity": 1.0},
-        description="Name: weight. toxicity:NAME takes any Hugging Face classifier, toxicity:NAME#LABEL its label.",
+        description="Name: weight. toxicity:NAME takes any Hugging Face classifier, toxicity:NAME#LABEL its label; the "
+        "folder of a learned reward is a name too.",
         min_length=1,
         validate_default=True,  # the alarm_scorer may be the default reward's
     )
@@ -143,8 +145,9 @@ class RLConfig(TrainingConfig):
         known = get_args(RewardName)
         for name, weight in value.items():
             head, _, scorer = name.partition(":")
-            if head not in known or (scorer and head != "toxicity"):
-                raise ValueError(f"no reward {name!r}; known: {', '.join(known)}, toxicity:NAME")
+            learned = head not in known and ("/" in head or os.path.isdir(name or "?"))  # as rewards.table.is_learned
+            if not learned and (head not in known or (scorer and head != "toxicity")):
+                raise ValueError(f"no reward {name!r}; known: {', '.join(known)}, toxicity:NAME, or a reward's folder")
             if weight == 0:
                 raise ValueError(f"{name} has weight 0; leave it out")
             if head == "toxicity" and (scorer.partition("#")[0] or "minilm") == info.data.get("alarm_scorer"):

@@ -21,7 +21,7 @@ from dialtune.types import Example
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Judges = Literal["toxicity", "other"]  # which probes a reward must pass
+Judges = Literal["toxicity", "reply", "other"]  # which probes a reward must pass
 OnFailure = Literal["stop", "mask"]
 
 ATTEMPTS = 2
@@ -36,9 +36,9 @@ class Reward(Protocol):
     a numpy masked array when some rows do not apply: masked means "does not apply", and whatever is not masked must
     be finite. NaN or infinity in an entry that is not masked, or in a plain array, is a fault and counted as one.
 
-    Optional attributes: `judges` ("toxicity" unless it says "other") chooses its probes; `toxic_below` is the value
-    under which a text counts as toxic; `hint` says which label of which classifier is read; `needs` is what a row
-    must bring, as the words after "needs", empty for nothing.
+    Optional attributes: `judges` ("toxicity" unless it says "reply" or "other") chooses its probes; `toxic_below` is
+    the value under which a text counts as toxic; `hint` says which label of which classifier is read; `needs` is what a
+    row must bring, as the words after "needs", empty for nothing.
     """
 
     @property

@@ -1,16 +1,18 @@
-"""REWARDS: every built-in reward by its name, with the function that builds it."""
+"""REWARDS: every built-in reward by name, with the function that builds it; `find_reward` also opens learned ones."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 from dialtune.errors import ConfigError
 from dialtune.metrics.table import METRICS
 from dialtune.models.embedder import load_embedder
 from dialtune.rewards.base import Reward
+from dialtune.rewards.learned import load_reward
 from dialtune.rewards.relevance import MetricReward, Relevance
 from dialtune.rewards.text import CopyReward, FormatReward, LengthReward
 from dialtune.rewards.toxicity import Civility
@@ -85,20 +87,32 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 }
 
 
-def find_reward(name: str, /, **settings: Any) -> Reward:
-    """The built-in reward called `name`, which is also what it is called in logs unless `name=` is a setting.
+def is_learned(name: str) -> bool:
+    """Whether a name means a folder: it is one, or has a slash, and no built-in reward is called so."""
+    head = name.partition(":")[0]
+    return head not in REWARDS and ("/" in head or (bool(name) and Path(name).is_dir()))
 
+
+def find_reward(name: str, /, **settings: Any) -> Reward:
+    """The reward called `name`, which is also what it is called in logs unless `name=` is a setting.
+
+    A built-in one, or the folder of a learned one (`dialtune reward` makes them; a name with a slash is a folder).
     `toxicity:NAME` takes another toxicity scorer and `toxicity:NAME#LABEL` its label, as in recipes.
 
     Raises:
         ConfigError: an unknown name or setting, with those that exist.
-        DialtuneError: the scorer or embedder that it needs cannot be used.
+        DialtuneError: the scorer, embedder or folder that it needs cannot be used.
     """
+    if is_learned(name):
+        if unknown := [key for key in settings if key != "name"]:
+            raise ConfigError(f"reward '{name}': no setting '{unknown[0]}'; known: name")
+        return load_reward(Path(name), name=settings.get("name", name))
     head, _, scorer = name.partition(":")
     if head not in REWARDS or (scorer and head != "toxicity"):
         close = get_close_matches(head, REWARDS, n=1)
         hint = f"did you mean '{close[0]}'? " if close and close[0] != head else ""
-        raise ConfigError(f"reward '{name}': unknown; {hint}known: {', '.join(REWARDS)}, toxicity:NAME#LABEL")
+        known = f"{', '.join(REWARDS)}, toxicity:NAME#LABEL, or the folder of a learned reward"
+        raise ConfigError(f"reward '{name}': unknown; {hint}known: {known}")
     if scorer:
         model, _, label = scorer.partition("#")
         settings = {"name": name, "model": model, "label": label or None} | settings

@@ -23,6 +23,7 @@ from dialtune.metrics.base import is_empty
 from dialtune.rewards.base import Reward, score_safely
 from dialtune.rewards.composite import CompositeReward
 from dialtune.rewards.probes import run_probes
+from dialtune.rewards.reply_probes import run_reply_probes
 from dialtune.rewards.table import find_reward
 from dialtune.rewards.toxicity import Civility
 from dialtune.rl.advantages import equal_rewards
@@ -218,6 +219,9 @@ class Judging:
             report = run_probes(reward)
             unsteady = [line for line in report.failures if "not deterministic" in line]
             wrong = [line for line in report.failures if line not in unsteady]
+            if not report.failures and getattr(reward, "judges", "toxicity") == "reply":
+                report = run_reply_probes(reward)
+                wrong = list(report.failures)
             wrong += [report.hint] if wrong and report.hint else []
             found += [
                 Check("D18", f"reward {name} gives one answer, in any order", "; ".join(unsteady) or None),

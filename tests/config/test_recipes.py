@@ -40,5 +40,5 @@ def test_a_recipe_is_short_and_says_where_its_numbers_come_from(path):
 def test_a_recipe_reads_packaged_rows_so_that_it_needs_no_data_from_elsewhere(path):
     config = load_any_config(path)
     view = ":heated" if path.stem.startswith("detoxify") else ""
-    source = "chitchat" if path.stem.startswith("respond") else "packaged"
+    source = "chitchat" if path.stem.startswith(("respond", "reward")) else "packaged"
     assert (config.data.train, config.data.validation) == (f"{source}:train{view}", f"{source}:validation{view}")

@@ -59,7 +59,7 @@ def test_settings_reach_the_reward() -> None:
     ("name", "message"),
     [
         ("relevence", "^reward 'relevence': unknown; did you mean 'relevance'\\? known: toxicity, "),
-        ("xyz", "^reward 'xyz': unknown; known: toxicity, relevance, .*, toxicity:NAME#LABEL$"),
+        ("xyz", "^reward 'xyz': unknown; known: toxicity, relevance, .*, toxicity:NAME#LABEL, or the folder of"),
         ("relevance:org/name", "^reward 'relevance:org/name': unknown; known"),
         ("", "^reward '': unknown; known"),
     ],
