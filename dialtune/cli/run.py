@@ -96,7 +96,7 @@ def demo(
             own_rows(data, out, model=model or "smollm2-135m", say=say, on_event=show, progress=progress)
         else:
             run_demo(job or None, out, say=say, on_event=show, progress=progress)
-    build_cards(out)
+    build_cards(out, trained_only=True)
     typer.echo(f"report: {build_report(out)}")
 
 

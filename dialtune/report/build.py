@@ -45,12 +45,13 @@ def build_report(folder: str | Path, out: str | Path | None = None, *, kind: For
     return file
 
 
-def build_cards(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+def build_cards(folder: str | Path, out: str | Path | None = None, *, trained_only: bool = False) -> list[Path]:
     """Write the model card of each job in a folder, into its result's checkpoint or else beside its evaluation.
 
     Args:
         folder: as for build_report.
         out: the file to write instead, for a folder of one job.
+        trained_only: leave out jobs without a training; otherwise one about texts of a file is an error.
 
     Raises:
         ConfigError: besides build_report's, no model to write about, or `out` for several.
@@ -60,6 +61,8 @@ def build_cards(folder: str | Path, out: str | Path | None = None) -> list[Path]
         raise ConfigError(f"--out: one file for {len(jobs)} jobs; give one job's folder, such as {jobs[0].home}")
     written = []
     for place, job in enumerate(jobs, start=1):
+        if trained_only and job.training is None:
+            continue
         file = Path(out) if out is not None else place_of(job) / CARD
         write_text_atomic(file, wording.visible(card_of(job, section(job, place, 0))))
         written.append(file)

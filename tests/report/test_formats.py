@@ -176,6 +176,7 @@ def test_texts_from_a_file_are_no_model_to_write_a_card_about(tmp_path: Path, ma
     (tmp_path / "eval.json").write_text(to_json(texts))
     with pytest.raises(ConfigError, match=r"no card: there is no train/ and no eval\.json of a model"):
         build_cards(tmp_path)
+    assert build_cards(tmp_path, trained_only=True) == []
 
 
 # --- the command ---
