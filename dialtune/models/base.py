@@ -132,7 +132,7 @@ class LanguageModel(Protocol):
         ...
 
     def batch(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TrainingBatch:
-        """Ids to padded tensors, one response per query."""
+        """Ids to padded tensors: P queries with P*G responses in prompt-major order; G is 1 in training."""
         ...
 
     def training_batch(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> TrainingBatch:
