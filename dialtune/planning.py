@@ -130,15 +130,16 @@ def _of_entry(entry: Entry) -> Spread | None:
     """From the paired differences: their sd by dz, or by the interval for a score of the whole corpus."""
     if entry.before is None or entry.difference is None or entry.ci is None:
         return None
-    if entry.effect is not None and entry.effect.dz:
+    n = entry.dialogues
+    if entry.effect is not None and entry.effect.dz and n == entry.n:
         sd = abs(entry.difference / entry.effect.dz)
-    else:
-        sd = _sd_from(entry.ci, entry.n)
+    else:  # a corpus score, or several pairs of a dialogue, which is what counts
+        sd = _sd_from(entry.ci, n)
     differing = _differing(entry)
-    source = f"sd {sd:.3g} of {entry.n:,} paired differences"
+    source = f"sd {sd:.3g} of {n:,} paired differences"
     if differing is not None:
-        source = f"{differing:.1%} of {entry.n:,} dialogues that differ between the sides"
-    return Spread(entry.before, entry.n, sd, differing is not None, source, differing)
+        source = f"{differing:.1%} of {n:,} dialogues that differ between the sides"
+    return Spread(entry.before, n, sd, differing is not None, source, differing)
 
 
 def _differing(entry: Entry) -> float | None:
@@ -147,7 +148,7 @@ def _differing(entry: Entry) -> float | None:
     Then the mean is the difference of the two shares, and mean and shares give the sd: m2 = u + w, var = m2 - mean^2.
     """
     effect = entry.effect
-    if effect is None or effect.dz is None or entry.difference is None or entry.n < 2:
+    if effect is None or effect.dz is None or entry.difference is None or entry.n < 2 or entry.dialogues != entry.n:
         return None
     both, mean = effect.better + effect.worse, entry.difference
     sd = math.sqrt(max(0.0, both - mean**2) * entry.n / (entry.n - 1))
@@ -165,13 +166,14 @@ def _of_evaluation(evaluation: Evaluation, rho: float) -> dict[str, Spread]:
         metric = look_up(name)
         if score.value is None or score.ci is None or metric is None or metric.direction is None:
             continue
-        values = [value for row in evaluation.rows if (value := row.scores.get(name)) is not None]
-        whole = not metric.row_wise or metric.percent is not None
-        sd = _sd_from(score.ci, score.n) if whole else float(np.std(values, ddof=1))
-        source = f"sd {sd:.3g} of {score.n:,} dialogues, assumed on both sides with correlation {rho:g}"
-        both = sd_of_difference(sd, sd, rho)
-        rate = bool(values) and set(values) <= {0.0, 1.0}
-        found[name] = Spread(score.value, score.n, both, rate, source, rho=rho)
+        rows = [row for row in evaluation.rows if row.scores.get(name) is not None]
+        values = [row.scores[name] or 0.0 for row in rows]
+        n = len({row.unit or row.id for row in rows}) or score.n
+        alone = metric.row_wise and metric.percent is None and n == score.n  # each row a dialogue with a value
+        sd = float(np.std(values, ddof=1)) if alone else _sd_from(score.ci, n)
+        source = f"sd {sd:.3g} of {n:,} dialogues, assumed on both sides with correlation {rho:g}"
+        rate = alone and set(values) <= {0.0, 1.0}
+        found[name] = Spread(score.value, n, sd_of_difference(sd, sd, rho), rate, source, rho=rho)
     return found
 
 

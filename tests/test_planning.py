@@ -179,6 +179,23 @@ def test_any_possible_change_of_a_rate_has_a_number(p: float, change: float, rho
     assert found.after == pytest.approx(after)
 
 
+def test_replies_of_a_dialogue_count_as_one() -> None:
+    """Each of 40 dialogues four times over: as many rows as 160, as much to learn from as 40."""
+    values = spread(0.5, 0.2, 40)
+    alone = evaluated({"rougeL": values})
+    tied = evaluated({"rougeL": values * 4})
+    rows = [row.model_copy(update={"unit": f"r{k % 40}" if k >= 40 else None}) for k, row in enumerate(tied.rows)]
+    ci = alone.scores["rougeL"].ci
+    scores = {"rougeL": tied.scores["rougeL"].model_copy(update={"ci": ci})}
+    tied = tied.model_copy(update={"rows": tuple(rows), "scores": scores})
+    found, known = one("rougeL +0.05", tied), one("rougeL +0.05", alone)
+    assert found.n_pilot == known.n_pilot == 40
+    assert found.n == pytest.approx(known.n, rel=0.1)  # by the interval's normal quantile, not by t
+    both = compared(MEAN, n=1200, n_dialogues=300)
+    assert one(f"{MEAN} -0.005", both).n_pilot == 300
+    assert one(f"{MEAN} -0.005", both).n == math.ceil((2.801585 * 0.005 / 1.96793 * math.sqrt(300) / 0.005) ** 2)
+
+
 # --- what a claim may say ---
 
 
