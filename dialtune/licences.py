@@ -22,6 +22,7 @@ _MODELS = {
 }
 _DATA = {
     "packaged": "apache-2.0",
+    "chitchat": "mit",
     "knkarthick/dialogsum": "cc-by-nc-sa-4.0",
     "knkarthick/samsum": "cc-by-nc-nd-4.0",
     "Samsung/samsum": "cc-by-nc-nd-4.0",
@@ -52,14 +53,14 @@ def model_licence(hub: str | None) -> str | None:
 
 
 def data_set(source: str) -> str | None:
-    """The hub's name of a `hub:org/name:split` source, `packaged` for a packaged one; None for a file.
+    """The hub's name of a `hub:org/name:split` source, `packaged` or `chitchat` for those; None for a file.
 
     >>> data_set("hub:knkarthick/dialogsum:test"), data_set("packaged:train:heated"), data_set("my.jsonl")
     ('knkarthick/dialogsum', 'packaged', None)
     """
     kind, _, rest = source.partition(":")
-    if kind == "packaged":
-        return "packaged"
+    if kind in ("packaged", "chitchat"):
+        return kind
     return (rest.partition(":")[0] or None) if kind == "hub" else None
 
 

@@ -27,6 +27,7 @@ from dialtune.models.loading import OpenModel, resolve_folder, weights_sha256
 from dialtune.models.lora import count_parameters
 from dialtune.models.reference import Reference, disable_dropout, open_reference
 from dialtune.rewards.base import Reward
+from dialtune.rewards.learned import LearnedReward
 from dialtune.rewards.table import REWARDS, find_reward
 from dialtune.rl.doctor import Check, Patient, examine, failures
 from dialtune.rl.judging import TOKENS, Judging
@@ -167,6 +168,7 @@ def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path |
     pool = Pool(train.examples, prompts_of(config, task, model, train.examples), seed)
     parts = [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
     parts.append(weights_sha256(resolve_folder(config.model, config.model_revision)))  # of the start policy
+    parts += [reward.sha for reward, _ in named.values() if isinstance(reward, LearnedReward)]
     return Prepared(config, task, model, reference, method, judging, sets, pool, ":".join(parts))
 
 

@@ -198,8 +198,9 @@ def check_same_run(start: Checkpoint, fingerprint: str, config: TrainingConfig, 
     if start.fingerprint == fingerprint or force:
         return
     changed = _changed_keys(run, config) if run.config.exists() else []
-    same_data = start.fingerprint.split(":")[:3] == fingerprint.split(":")[:3]  # what follows is of the start policy
-    source = f"the weights of {config.model} changed" if same_data else "the data changed"
+    same_data = start.fingerprint.split(":")[:3] == fingerprint.split(":")[:3]
+    learned = " or of a learned reward" if fingerprint.count(":") > 3 else ""  # behind that of the start policy
+    source = f"the weights of {config.model}{learned} changed" if same_data else "the data changed"
     what = f"changed keys: {', '.join(changed)}" if changed else source
     raise ConfigError(
         f"{start.path}: saved under another recipe or other data; {what}. "

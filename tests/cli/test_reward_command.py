@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,15 @@ def test_rl_trains_on_a_reward_that_passed(made: str, monkeypatch: pytest.Monkey
     assert rows
     record = json.loads(Path("run/run.json").read_text())
     assert record["rewards"]["rewards"] == {"fit": 1.0}
+
+
+def test_a_run_does_not_go_on_with_a_reward_that_was_trained_again(
+    made: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(judging, "run_reply_probes", lambda _reward: ProbeReport(True, ()))
+    assert run_command(["rl", rl_recipe(made)]) == 0
+    shutil.rmtree(made)
+    assert run_command(["reward", recipe(), "--max-steps", "4", "--output-dir", "fit", "--seed", "1"]) == 0
+    capsys.readouterr()
+    assert run_command(["rl", rl_recipe(made), "--resume"]) == 2
+    assert "or of a learned reward changed" in capsys.readouterr().err
