@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dialtune.comparison import describe as describe
     from dialtune.comparison import read_comparison as read_comparison
     from dialtune.comparison import write_comparison as write_comparison
+    from dialtune.config.data_schema import TurnsConfig as TurnsConfig
     from dialtune.config.loading import load_config as load_config
     from dialtune.config.loading import load_reward_config as load_reward_config
     from dialtune.config.loading import load_rl_config as load_rl_config
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dialtune.config.schema import RunConfig as RunConfig
     from dialtune.data.reading import DataSet as DataSet
     from dialtune.data.reading import read_examples as read_examples
+    from dialtune.data.turns import reply_data as reply_data
     from dialtune.errors import DialtuneError as DialtuneError
     from dialtune.evaluation import evaluate_completions as evaluate_completions
     from dialtune.evaluation import read_evaluation as read_evaluation
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from dialtune.evaluation import write_evaluation as write_evaluation
     from dialtune.generation import generate as generate
     from dialtune.metrics.table import METRICS as METRICS
+    from dialtune.model_evaluation import evaluate_model as evaluate_model
+    from dialtune.model_evaluation import task_for as task_for
     from dialtune.models.base import LanguageModel as LanguageModel
     from dialtune.models.base import Sampling as Sampling
     from dialtune.models.loading import load_model as load_model
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from dialtune.rewards.base import FunctionReward as FunctionReward
     from dialtune.rewards.table import find_reward as find_reward
     from dialtune.runs import RunFolder as RunFolder
+    from dialtune.runs import read_rows as read_rows
     from dialtune.scorers.table import find_scorer as find_scorer
     from dialtune.scoring import score_file as score_file
     from dialtune.tasks import TASKS as TASKS
@@ -73,11 +78,13 @@ _HOMES = {
     "Sampling": "models.base",
     "Score": "types",
     "TASKS": "tasks",
+    "TurnsConfig": "config.data_schema",
     "build_prompts": "prompts",
     "check_requirements": "comparison",
     "compare": "comparison",
     "describe": "comparison",
     "evaluate_completions": "evaluation",
+    "evaluate_model": "model_evaluation",
     "find_reward": "rewards.table",
     "find_scorer": "scorers.table",
     "generate": "generation",
@@ -90,11 +97,14 @@ _HOMES = {
     "read_evaluation": "evaluation",
     "read_examples": "data.reading",
     "read_predictions": "evaluation",
+    "read_rows": "runs",
+    "reply_data": "data.turns",
     "run_reward": "trainers.reward_run",
     "run_rl": "trainers.rl_run",
     "run_sft": "trainers.sft_run",
     "save_model": "models.loading",
     "score_file": "scoring",
+    "task_for": "model_evaluation",
     "train_sft": "trainers.sft",
     "write_comparison": "comparison",
     "write_evaluation": "evaluation",
