@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dialtune.config.reward_schema import RewardConfig
@@ -57,7 +63,7 @@ class RewardNetwork(nn.Module):
         self.line = nn.ParameterDict({"slope": torch.zeros(()), "intercept": torch.zeros(())})
         self.line.requires_grad_("ratings" in config.signals)
         self._known: dict[str, int] = {}
-        self._table = torch.zeros(0, width)
+        self._table = torch.zeros(0, width, dtype=torch.float16)  # half the memory, and as exact as unit vectors need
         if config.lora is not None:
             inject_update(self.reader, r=config.lora.r, alpha=config.lora.alpha, dropout=config.lora.dropout)
             self.encoder = self.reader.module
@@ -67,13 +73,26 @@ class RewardNetwork(nn.Module):
         """Whether only the head learns."""
         return self.config.lora is None
 
-    def remember(self, texts: Iterable[str], on_event: OnEvent = ignore_events) -> None:
-        """Encode texts for good, if the encoder is frozen."""
+    def remember(self, texts: Iterable[str], on_event: OnEvent = ignore_events, *, file: Path | None = None) -> None:
+        """Encode texts for good, if the encoder is frozen.
+
+        Args:
+            texts: those that are known already are left out.
+            on_event: told how far it is, as notes.
+            file: where the vectors are kept, so that a run that was killed need not read again; written whole or not
+                at all, and read only for the same texts, encoder and precision.
+        """
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if not self.frozen or not new:
             return
-        with torch.no_grad(), compute_dtype(self.reader.module, self.config, CPU):
-            vectors = self._encode(new, on_event)
+        settings = (self.reader.sha256, self.reader.max_tokens, self.config.bf16)
+        key = hashlib.sha256(json.dumps([*settings, *new]).encode()).hexdigest()
+        vectors = None if file is None else _read_vectors(file, key)
+        if vectors is None:
+            with torch.no_grad(), compute_dtype(self.reader.module, self.config, CPU):
+                vectors = self._encode(new, on_event).half()
+            if file is not None:
+                _write_vectors(file, key, vectors)
         self._known |= {text: len(self._known) + row for row, text in enumerate(new)}
         self._table = torch.cat([self._table, vectors])
 
@@ -82,14 +101,14 @@ class RewardNetwork(nn.Module):
         texts = list(dict.fromkeys(text for one in exchanges for text in (*one.context, one.reply)))
         if self.frozen:
             self.remember(texts)
-            vectors, place = self._table, self._known
+            vectors, place = self._table, self._known  # of half precision, made whole below
         else:
             vectors, place = self._encode(texts), {text: row for row, text in enumerate(texts)}
         index = turn_index([one.context for one in exchanges], place, self.config.window)
         replies = torch.tensor([place[one.reply] for one in exchanges])
         dropout, head = self.config.head_dropout if self.training else 0.0, dict(self.head.items())
         parts = [
-            reply_logits(turn_vectors(vectors, turns), vectors[answers], head, dropout=dropout)
+            reply_logits(turn_vectors(vectors, turns).float(), vectors[answers].float(), head, dropout=dropout)
             for turns, answers in zip(torch.split(index, _ROWS), torch.split(replies, _ROWS), strict=True)
         ]
         return torch.cat(parts)
@@ -139,3 +158,24 @@ class RewardNetwork(nn.Module):
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Name and value of everything that learns."""
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+
+def _read_vectors(file: Path, key: str) -> Tensor | None:
+    """The vectors in a file that was written for this key; None if there is none, or another's."""
+    try:
+        with safe_open(file, framework="pt") as found:
+            if (found.metadata() or {}).get("key") != key:
+                return None
+            vectors: Tensor = found.get_tensor("vectors")
+    except (OSError, SafetensorError):
+        return None
+    return vectors
+
+
+def _write_vectors(file: Path, key: str, vectors: Tensor) -> None:
+    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
+    try:
+        save_file({"vectors": vectors}, temporary, metadata={"key": key})
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

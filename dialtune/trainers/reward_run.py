@@ -43,6 +43,7 @@ from dialtune.trainers.setup import (
 )
 from dialtune.trainers.sft import OnEvent, ignore_events, seed_generators
 
+VECTORS = "vectors.safetensors"  # of all turns, while the run lasts
 _SETTINGS = (
     "signals", "window", "max_turn_length", "comparisons", "cheap_replies", "head_size", "head_dropout",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type",
@@ -95,7 +96,7 @@ def run_reward(
         try:
             seed_generators(config.seed)
             if start is None or start.step < prepared.plan.total_steps:  # else nothing is left to train
-                prepared.network.remember(readable_texts(prepared), on_event)
+                prepared.network.remember(readable_texts(prepared), on_event, file=run.path / VECTORS)
             state = train_reward(
                 prepared.network,
                 prepared.plan,
@@ -113,6 +114,7 @@ def run_reward(
             raise
         for line in _findings(config_json):
             on_event("note", {"text": line})
+        (run.path / VECTORS).unlink(missing_ok=True)
         record_end(run, "done", notes=[f"best state: update {state.best_step}"])
         return run.path
 

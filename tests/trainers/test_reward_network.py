@@ -127,6 +127,28 @@ def test_a_frozen_encoder_reads_each_text_once_and_learns_nothing(monkeypatch: p
     assert set(made.tensors()) == names
 
 
+def test_vectors_are_kept_for_the_same_texts_and_settings_alone(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    file, texts = tmp_path / "vectors.safetensors", ["cake and tea", "meet at noon", "the bus"]
+    first = network()
+    first.remember(texts, file=file)
+    expected = first.raw([ONE])
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    again, read = network(), list[int]()
+    encode = RewardNetwork._encode
+    monkeypatch.setattr(RewardNetwork, "_encode", lambda *given: read.append(len(given[1])) or encode(*given))
+    again.remember(texts, file=file)
+    assert read == []
+    assert torch.equal(again.raw([ONE]), expected)
+    for changes, others in (({"max_turn_length": 16}, texts), ({}, texts[::-1]), ({}, [*texts, "a nasty brute"])):
+        before = len(read)
+        network(**changes).remember(others, file=file)
+        assert read[before:] == [len(others)]
+    file.write_bytes(file.read_bytes()[:50])  # torn: read again, and written again
+    network().remember(texts, file=file)
+    network().remember(texts, file=file)
+    assert read == [3, 3, 4, 3]
+
+
 def test_without_ratings_there_is_no_line_to_learn():
     made = RewardNetwork(recipe())
     assert not any(name.startswith("line.") for name, _ in made.trained())

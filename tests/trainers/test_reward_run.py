@@ -31,11 +31,14 @@ def say(lines: list[str]) -> Any:
     return lambda kind, facts: lines.append(facts["text"]) if kind == "note" else None
 
 
+# Enough for the tiny encoder, whose weights are random and whose pieces of words differ from process to process.
+PATIENT = {"num_train_epochs": 20, "head_size": 32, "head_dropout": 0.0}
+
+
 def test_a_run_leaves_a_reward_that_knows_what_fits():
     lines: list[str] = []
-    folder = run_reward(
-        recipe(num_train_epochs=6, ratings=["witty"], signals={"contexts": 1, "ratings": 0.5}), on_event=say(lines)
-    )
+    signals = {"contexts": 1, "ratings": 0.5}
+    folder = run_reward(recipe(ratings=["witty"], signals=signals, **PATIENT), on_event=say(lines))
     assert folder == Path("reward")
     assert {path.name for path in folder.iterdir()} >= {
         "CARD.md", "config.json", "config.yaml", "metrics.jsonl", "model.safetensors", "run.json",
@@ -80,7 +83,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_reward(monkeypatch: pytest.Mo
         monkeypatch.chdir(here)
         assert json.loads(Path(name, "run.json").read_text())["outcome"].startswith("KeyboardInterrupt")
         assert [row["step"] for row in read_rows(Path(name, "metrics.jsonl"))][-1] == step
+        assert Path(name, "vectors.safetensors").is_file()
         resumed = run_reward(recipe(output_dir=name), resume="newest")
+        assert not Path(name, "vectors.safetensors").exists()
         assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
         assert load_reward(resumed).config == replace(load_reward(whole).config, name=name)
 
@@ -107,19 +112,32 @@ def test_a_signal_is_heard(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_it_learns_from_preferences():
-    files = {
-        split: write(Path(f"{split}.jsonl"), preferences(split, n)) for split, n in (("train", 48), ("validation", 32))
-    }
-    changes = {"signals": {"preferences": 1.0}, "num_train_epochs": 8, "data": files | {"leaks": "allow"}}
-    reward = load_reward(run_reward(recipe(**changes)))
+    train, validation = (
+        write(Path("train.jsonl"), preferences("train", 48)),
+        write(Path("v.jsonl"), preferences("v", 32)),
+    )
+    changes = {"signals": {"preferences": 1.0}, "data": {"train": train, "validation": validation, "leaks": "allow"}}
+    reward = load_reward(run_reward(recipe(**changes, **PATIENT)))
     assert reward.config.measured["preferences"]["accuracy"]["value"] > 0.6
     assert "contexts" not in reward.config.measured
 
 
 def test_it_learns_from_ratings_alone():
-    reward = load_reward(run_reward(recipe(signals={"ratings": 1.0}, ratings=["witty"], num_train_epochs=12)))
-    assert reward.config.measured["ratings"]["spearman"]["value"] > 0.5  # the rating is the topic's place
+    """Chats about a brute are rated 9 or 10, others 2 or 3."""
+
+    def rated(split: str, n: int) -> str:
+        found = rows(split, n)
+        for number, row in enumerate(found):
+            topic = "nasty rotten brute" if number % 2 else "cake and tea"
+            row["dialogue"] = "\n".join(f"#Person{1 + k % 2}#: {topic} {split}{number} {k}" for k in range(4))
+            row["witty"] = (9 if number % 2 else 2) + number // 2 % 2
+        return write(Path(f"{split}.jsonl"), found)
+
+    given = {"train": rated("train", 48), "validation": rated("validation", 48), "leaks": "allow"}
+    reward = load_reward(run_reward(recipe(signals={"ratings": 1.0}, ratings=["witty"], data=given, **PATIENT)))
+    assert reward.config.measured["ratings"]["spearman"]["value"] > 0.5
     assert reward.judges == "other"
+    assert reward.config.slope > 0
 
 
 def test_held_out_rows_of_their_own_are_reported_on():
