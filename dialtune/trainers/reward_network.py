@@ -25,7 +25,7 @@ from dialtune.trainers.update import compute_dtype
 CPU = torch.device("cpu")
 _TEXTS = 64  # encoded at a time
 _ROWS = 2048  # exchanges that the head sees at a time
-_NOTE = 4096  # texts between two notes
+_BLOCK = 4096  # texts that are kept together
 
 
 def bradley_terry(better: Tensor, worse: Tensor) -> Tensor:
@@ -79,20 +79,23 @@ class RewardNetwork(nn.Module):
         Args:
             texts: those that are known already are left out.
             on_event: told how far it is, as notes.
-            file: where the vectors are kept, so that a run that was killed need not read again; written whole or not
-                at all, and read only for the same texts, encoder and precision.
+            file: where the vectors are kept, block by block, so that a run that was killed need not read again; never
+                seen half written, and used only for the same texts, encoder and precision.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if not self.frozen or not new:
             return
         settings = (self.reader.sha256, self.reader.max_tokens, self.config.bf16)
         key = hashlib.sha256(json.dumps([*settings, *new]).encode()).hexdigest()
-        vectors = None if file is None else _read_vectors(file, key)
-        if vectors is None:
+        vectors = self._table[:0] if file is None else _read_vectors(file, key, self._table[:0])
+        while len(vectors) < len(new):
             with torch.no_grad(), compute_dtype(self.reader.module, self.config, CPU):
-                vectors = self._encode(new, on_event).half()
+                block = self._encode(new[len(vectors) : len(vectors) + _BLOCK]).half()
+            vectors = torch.cat([vectors, block])
             if file is not None:
                 _write_vectors(file, key, vectors)
+            if len(new) > _BLOCK:
+                on_event("note", {"text": f"reading turns: {len(vectors):,} of {len(new):,}"})
         self._known |= {text: len(self._known) + row for row, text in enumerate(new)}
         self._table = torch.cat([self._table, vectors])
 
@@ -131,7 +134,7 @@ class RewardNetwork(nn.Module):
             found["ratings"] = rating_loss(means, targets, self.line["slope"], self.line["intercept"]).mean()
         return found, accuracy
 
-    def _encode(self, texts: Sequence[str], on_event: OnEvent = ignore_events) -> Tensor:
+    def _encode(self, texts: Sequence[str]) -> Tensor:
         """(M,D) unit vectors, in the order given."""
         rows = self.reader.ids(texts)
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
@@ -139,8 +142,6 @@ class RewardNetwork(nn.Module):
         for start in range(0, len(order), _TEXTS):
             states, mask = self.reader.states([rows[row] for row in order[start : start + _TEXTS]])
             parts.append(unit_means(states, mask))
-            if start and start % _NOTE == 0:
-                on_event("note", {"text": f"reading turns: {start:,} of {len(order):,}"})
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -160,15 +161,15 @@ class RewardNetwork(nn.Module):
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
 
 
-def _read_vectors(file: Path, key: str) -> Tensor | None:
-    """The vectors in a file that was written for this key; None if there is none, or another's."""
+def _read_vectors(file: Path, key: str, nothing: Tensor) -> Tensor:
+    """The vectors in a file that was written for this key, all or the first ones; `nothing` if there are none."""
     try:
         with safe_open(file, framework="pt") as found:
             if (found.metadata() or {}).get("key") != key:
-                return None
+                return nothing
             vectors: Tensor = found.get_tensor("vectors")
     except (OSError, SafetensorError):
-        return None
+        return nothing
     return vectors
 
 

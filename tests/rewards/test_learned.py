@@ -14,6 +14,7 @@ import torch
 from tiny_encoder import save_tiny_encoder
 
 from dialtune.errors import ConfigError, ModelError, ModelNotFoundError, UnsafeModelError
+from dialtune.metrics.table import find_metric
 from dialtune.models.embedder import open_encoder
 from dialtune.models.reply_head import new_head
 from dialtune.rewards.base import score_safely
@@ -25,6 +26,7 @@ from dialtune.rewards.learned import (
     is_reward_folder,
     load_reward,
 )
+from dialtune.rewards.score import open_score
 from dialtune.rewards.table import find_reward, is_learned
 from dialtune.trainers.scorer import inject_update, save_folder, trained_update
 from dialtune.types import Example, Message
@@ -192,6 +194,14 @@ def test_a_built_in_name_stays_one_even_beside_a_folder_of_that_name(tmp_path: P
     assert is_learned("./length")
     assert not is_learned("")
     assert find_reward("length").name == "length"
+
+
+def test_a_folder_is_a_score_whose_signature_names_its_weights(folder: Path, reward: LearnedReward):
+    metric = open_score(find_metric(f"reward:{folder}"), "some-model")
+    examples = [row(*context) for context in CONTEXTS]
+    assert metric.name == "reward:fit"
+    assert metric.segments(REPLIES, examples)[:, 0].tolist() == reward.scores(examples, REPLIES).tolist()
+    assert f":fit|sha:{reward.sha}|base:" in metric.signature((1, 1))
 
 
 def test_what_is_no_reward_folder_is_told_apart(folder: Path, base: str, tmp_path: Path):

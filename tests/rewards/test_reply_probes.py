@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dialtune.errors import RewardError
+from dialtune.errors import MissingExtraError, RewardError
+from dialtune.rewards import reply_probes as module
 from dialtune.rewards.base import Array
 from dialtune.rewards.reply_probes import UNRELATED, load_reply_probes, run_reply_probes
 from dialtune.types import Example
@@ -42,6 +44,13 @@ def test_the_probes_are_short_dialogues_that_differ_in_every_word_that_counts():
         assert [message.content for message in example.messages] == list(probe.context)
         assert example.messages[-1].role == "user"  # the reply is the assistant's
         assert all(one.role != other.role for one, other in zip(example.messages, example.messages[1:], strict=False))
+
+
+def test_a_missing_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    load_reply_probes.cache_clear()
+    monkeypatch.setattr(module, "ASSET", tmp_path / "reply_probes.jsonl")
+    with pytest.raises(MissingExtraError, match=r"reply_probes\.jsonl: the packaged probes are missing; reinstall"):
+        load_reply_probes()
 
 
 def test_an_unrelated_reply_is_never_the_own_one():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reward_tiny import recipe
 from torch import nn
 
+from dialtune.trainers import reward_network as module
 from dialtune.trainers.contrast import Exchange, Lessons, RatedDialogue, ReplyPair
 from dialtune.trainers.reward_network import RewardNetwork, bradley_terry, rating_loss
 
@@ -147,6 +148,30 @@ def test_vectors_are_kept_for_the_same_texts_and_settings_alone(tmp_path, monkey
     network().remember(texts, file=file)
     network().remember(texts, file=file)
     assert read == [3, 3, 4, 3]
+
+
+def test_a_kill_while_reading_costs_one_block(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_BLOCK", 2)
+    file, texts = tmp_path / "vectors.safetensors", ["cake and tea", "meet at noon", "the bus", "a nasty brute", "the"]
+    whole = network()
+    whole.remember(texts)
+    encode, read = RewardNetwork._encode, list[list[str]]()
+
+    def killed(self: RewardNetwork, given: list[str]) -> torch.Tensor:
+        if read:
+            raise KeyboardInterrupt
+        read.append(given)
+        return encode(self, given)
+
+    monkeypatch.setattr(RewardNetwork, "_encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        network().remember(texts, file=file)
+    monkeypatch.setattr(RewardNetwork, "_encode", lambda *given: read.append(given[1]) or encode(*given))
+    again, notes = network(), list[str]()
+    again.remember(texts, lambda _kind, facts: notes.append(facts["text"]), file=file)
+    assert read == [texts[:2], texts[2:4], texts[4:]]
+    assert notes == ["reading turns: 4 of 5", "reading turns: 5 of 5"]
+    assert torch.equal(again._table, whole._table)
 
 
 def test_without_ratings_there_is_no_line_to_learn():
