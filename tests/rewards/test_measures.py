@@ -93,6 +93,16 @@ def test_the_auc_of_a_coin_has_a_half_in_its_interval_and_that_of_a_judge_has_no
     assert judge.ci[0] > 0.6
 
 
+def test_rows_of_one_dialogue_are_one_piece_of_evidence():
+    """Every row there ten times, in its dialogue: the same number and the same interval."""
+    rng = np.random.default_rng(2)
+    scores, labels, unit = rng.normal(size=60), np.tile([True, False], 30), np.arange(60) // 2
+    once, often = roc_auc(scores, labels, unit), roc_auc(*(np.repeat(part, 10) for part in (scores, labels, unit)))
+    assert often.value == pytest.approx(once.value)
+    assert often.ci == pytest.approx(once.ci)
+    assert (once.units, often.units) == (30, 30)
+
+
 def test_rank_correlation_is_scipys_and_its_interval_holds_the_truth():
     rng = np.random.default_rng(0)
     common = rng.normal(size=300)

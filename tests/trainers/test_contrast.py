@@ -119,6 +119,16 @@ def test_what_others_replied_to_the_same_words_is_no_wrong_reply():
     assert wrong == {"here you are", "fine thank you"}  # the second one in another context
 
 
+def test_where_others_said_the_same_is_no_wrong_context():
+    examples = [
+        *dialogue("a", "is it far", "Not at all!"),
+        *dialogue("b", "do you mind", "not at all."),
+        *dialogue("c", "one ticket please", "here you are"),
+    ]
+    wrong = {p.worse for p in shuffled_pairs(examples, 4, seed=0, window=1) if p.better.reply == "Not at all!"}
+    assert wrong == {Exchange(("is it far",), "here you are"), Exchange(("one ticket please",), "Not at all!")}
+
+
 @pytest.mark.parametrize("corpus", [[], [["hello there", "hi yourself", "bye now"]]])
 def test_one_dialogue_or_none_gives_no_pair(corpus: list[list[str]]):
     assert shuffled_pairs(replies(corpus), 4, seed=0, window=2) == []
