@@ -21,12 +21,12 @@ def doctor(
     folder: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
 ) -> None:
     """Show the machine: versions, devices, assets, disk, and what to do."""
-    from dialtune.config.loading import load_any_config
-    from dialtune.diagnosis import examine
-
     if recipe == "rl":
         _examine_rl(rl_recipe)
         return
+    from dialtune.config.loading import load_any_config
+    from dialtune.diagnosis import examine
+
     findings = examine(folder)
     for finding in findings:
         typer.echo(f"{'!' if finding.action else ' '} {finding.topic:<10} {finding.found}")

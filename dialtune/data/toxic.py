@@ -234,6 +234,7 @@ def tidy(text: str) -> str:
     """
     text = _CLITIC.sub(r"'\1", " ".join(text.replace("’", "'").replace("&", " and ").split()))
     text = re.sub(r'"\s*([^"]*?)\s*"', r"'\1'", text).replace('"', "'")
+    text = _CLITIC.sub(r"'\1", text)  # a quote that was left alone may stand in front of one now
     text = re.sub(r"([.!?])(?:\s*[.!?])+", r"\1", text)
     text = re.sub(r"\s+(?=[,.!?;:)])", "", text)
     text = re.sub(r"(?<=\()\s+", "", text).strip(" ,.;:!?-") + _stop(text)

@@ -161,7 +161,9 @@ def test_what_sft_leaves_opens_by_the_run_folders_name(
     by_run, by_checkpoint = load_model(str(run), dtype="float32"), load_model(str(result), dtype="float32")
     assert _logprobs(by_run).equal(_logprobs(by_checkpoint))
     assert not torch.allclose(_logprobs(by_run), _logprobs(load_model(str(base), dtype="float32")), atol=1e-3)
-    assert read_notes(str(run)) == {"task": "summarize", "template": "plain", "max_prompt_length": 99}
+    notes = dict(read_notes(str(run)))
+    assert [(source["name"], source["rows"]) for source in notes.pop("trained_on")] == [("rows.jsonl", 4)]
+    assert notes == {"task": "summarize", "template": "plain", "max_prompt_length": 99}
 
 
 @pytest.mark.parametrize("base", [None, 7, "itself"])
