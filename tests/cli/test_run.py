@@ -258,7 +258,10 @@ REWARDED = [path for path in RECIPES if "\nmethod:" in path.read_text()]
 LEARNED = [path for path in RECIPES if "\nsignals:" in path.read_text()]  # trained in test_reward_command.py
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path not in REWARDED + LEARNED], ids=lambda path: path.stem)
+SUPERVISED = [path for path in RECIPES if path not in REWARDED + LEARNED]
+
+
+@pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.stem)
 def test_every_recipe_makes_two_updates_on_tiny_weights(path, saved_model):
     kind = next((kind for kind in ("bart", "t5") if kind in path.stem or "seq2seq" in path.stem), "llama")
     small = ["data.max_train_rows=4", "data.max_validation_rows=2", "per_device_train_batch_size=2", "max_steps=2"]
