@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-packing bench-reward bench-rl bench-detox bench-peers toxicity-scorer \
+.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-packing bench-reward bench-respond bench-rl bench-detox bench-peers toxicity-scorer \
 	setup setup-dev setup-bench setup-bench-trl011 clean
 
 demo: setup                        ## the jobs, offline: evaluate, train, evaluate, compare, report
@@ -37,6 +37,9 @@ bench-packing: setup               ## one forward pass per dialogue against one 
 
 bench-reward: setup                ## learned rewards on DailyDialog and chitchat, held out (about 20 minutes)
 	$(BIN)/python benchmarks/bench_reward.py
+
+bench-respond: setup              ## job 2 on DailyDialog, held-out dialogues (about 40 minutes)
+	$(BIN)/python benchmarks/bench_respond.py
 
 bench-rl: setup-bench setup-bench-trl011   ## one step of PPO and GRPO against TRL 1.16 and 0.11.4 (about 15 minutes)
 	$(BIN)/python benchmarks/bench_rl.py

@@ -114,7 +114,7 @@ def evaluate(out: Path, model: str, files: dict[str, Path], judge: str, options:
     print(f"{out.name}: {len(data.examples)} replies", flush=True)
     task, budget = task_for("respond", model)
     evaluation = evaluate_model(
-        load_model(model), data, task, sampling=Sampling(max_new_tokens=48), metrics=[*METRICS, f"reward:{judge}"],
+        load_model(model), data, task, sampling=Sampling(max_new_tokens=40), metrics=[*METRICS, f"reward:{judge}"],
         max_prompt_tokens=budget, batch_size=options.batch_size, leakage={"exact": 0, "near": 0},
         progress=lambda done, total: print(f"{out.name}: {done}/{total}", flush=True),
     )  # fmt: skip
@@ -163,12 +163,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     gpu = torch.cuda.is_available()
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--train-dialogues", type=int, default=20_000 if gpu else 1000)
+    parser.add_argument("--train-dialogues", type=int, default=20_000 if gpu else 500)
     parser.add_argument("--validation-dialogues", type=int, default=500 if gpu else 60)
     parser.add_argument("--test-dialogues", type=int, default=500 if gpu else 260)
     parser.add_argument("--per-dialogue", type=int, default=2, help="replies judged of each test dialogue")
-    parser.add_argument("--epochs", type=float, default=2 if gpu else 1)
-    parser.add_argument("--eval-steps", type=int, default=200 if gpu else 30)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--eval-steps", type=int, default=200 if gpu else 31)
     parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
     parser.add_argument("--name", default="respond", help="benchmarks/results/NAME.json")
     parser.add_argument("--shared", help="folder of the corpora, if not ../shared/data")
