@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow docs bench bench-summarize bench-sft bench-packing bench-reward bench-respond bench-rl bench-detox bench-peers toxicity-scorer \
+.PHONY: demo test check slow docs notebooks bench bench-summarize bench-sft bench-packing bench-reward bench-respond bench-rl bench-detox bench-peers toxicity-scorer \
 	setup setup-dev setup-bench setup-bench-trl011 clean
 
 demo: setup                        ## the jobs, offline: evaluate, train, evaluate, compare, report
@@ -23,6 +23,9 @@ check: setup-dev                   ## lint, format, types, generated docs
 docs: setup-dev                    ## write the generated pages, build all of them: build/docs/index.html
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m mkdocs build --quiet
+
+notebooks: setup-dev               ## execute the three labs and write them with their outputs (about 40 minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/build.py
 
 bench: bench-summarize bench-sft bench-packing bench-rl   ## all benchmarks; results/*.json and a table each
 
