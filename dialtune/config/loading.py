@@ -36,6 +36,9 @@ ALIASES: dict[str, str] = {
     "lora_target": "lora.target_modules",
 }
 
+# Maps whose names are the user's: set as a whole they replace the one before, or a name could never be taken out.
+OWN_NAMES: frozenset[KeyPath] = frozenset({("rewards",), ("signals",), ("data", "columns")})
+
 # Keys of other tools that we refuse, with what to write instead.
 ELSEWHERE: dict[str, str] = {
     "micro_batch_size": "here it is per_device_train_batch_size",
@@ -242,7 +245,10 @@ def _hub(name: Any, split: Any) -> Any:
 
 
 def _merge(merged: Layer, layer: Layer) -> None:
-    """Put a layer over the ones before: a section that is set whole replaces its keys, a key replaces `null`."""
+    """Put a layer over the ones before, key by key; a key replaces `null`, a map of names of one's own is replaced."""
+    for whole in OWN_NAMES & layer.keys.keys():
+        for old in [p for p in merged.values if p[: len(whole)] == whole]:
+            del merged.values[old]
     for path, value in layer.values.items():
         inside = [p for p in merged.values if _overlap(p, path) and len(p) > len(path)]
         if value == {} and inside:
@@ -305,7 +311,7 @@ def _locate(loc: tuple[int | str, ...], schema: type[TrainingConfig]) -> tuple[K
             fields = section.model_fields if section else {}
         elif fields:
             return (*path, str(part)), None
-        elif isinstance(part, int) or path[-1] in ("columns", "rewards", "signals"):
+        elif isinstance(part, int) or path in OWN_NAMES:
             path = (*path, str(part))
     return path, field
 

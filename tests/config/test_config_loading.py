@@ -14,7 +14,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialtune.config.loading import ALIASES, ELSEWHERE, check_text, explain_topic, load_config, to_yaml
+from dialtune.config.loading import (
+    ALIASES,
+    ELSEWHERE,
+    check_text,
+    explain_topic,
+    load_any_config,
+    load_config,
+    to_yaml,
+)
 from dialtune.config.reading import as_yaml, read_text
 from dialtune.config.schema import RunConfig, walk
 from dialtune.errors import ConfigError
@@ -206,6 +214,19 @@ def test_an_override_can_set_or_drop_a_whole_section(recipe):
     assert load_config(file, ["use_peft=true"]).lora == load_config(file).lora
     again = load_config(file, ["lora=null", "lora.r=5"]).lora
     assert (again.r, again.alpha) == (5, 32)
+
+
+def test_a_map_of_names_is_replaced_as_a_whole_and_changed_by_name(recipe):
+    file = recipe(MINIMAL + "method: grpo\nrewards: {relevance: 1.0, toxicity: 0.5}\n")
+    assert load_any_config(file, ["rewards={copy: 1.0}"]).rewards == {"copy": 1.0}
+    assert load_any_config(file, ["rewards.copy=1.0"]).rewards == {"relevance": 1.0, "toxicity": 0.5, "copy": 1.0}
+    assert load_any_config(file, ["rewards={copy: 1.0}", "rewards.format=2"]).rewards == {"copy": 1.0, "format": 2.0}
+    with pytest.raises(ConfigError, match=r"rewards: got \{\}; allowed"):
+        load_any_config(file, ["rewards={}"])
+    chats = recipe(MINIMAL.replace("{train: t", "{columns: {dialogue: chat}, train: t"))
+    assert load_config(chats, ["data.columns={id: key}"]).data.columns == {"id": "key"}
+    assert load_config(chats, ["data.columns={}"]).data.columns == {}
+    assert load_config(chats, ["data={train: u}"]).data.columns == {"dialogue": "chat"}
 
 
 def test_problems_of_overrides_and_flags_name_them():
