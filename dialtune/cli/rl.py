@@ -22,7 +22,7 @@ def rl(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
     model: Model = None,
-    data: Annotated[str | None, recipe_key("data", "Dialogues to sample summaries of.")] = None,
+    data: Annotated[str | None, recipe_key("data", "Dialogues to sample summaries or replies of.")] = None,
     validation: Annotated[str | None, recipe_key("validation", "Dialogues that choose the checkpoint.")] = None,
     output_dir: Annotated[str | None, recipe_key("output_dir", "The run folder.")] = None,
     method: Annotated[str | None, recipe_key("method", "ppo, rloo or grpo.")] = None,

@@ -10,16 +10,19 @@ from pydantic import Field, ValidationInfo, field_validator
 from dialtune.config.schema import Section, TaskName, TrainingConfig
 
 RewardName = Literal[
-    "toxicity", "relevance", "relevance_dialogue", "relevance_reference", "rougeL", "length", "format", "copy"
-]
-QualityName = Literal["relevance", "relevance_dialogue", "relevance_reference", "rougeL"]
+    "toxicity", "relevance", "relevance_dialogue", "relevance_reference", "rougeL", "length", "format", "copy",
+    "no_repetition", "no_echo",
+]  # fmt: skip
+QualityName = Literal["relevance", "relevance_dialogue", "relevance_reference", "rougeL", "no_repetition", "no_echo"]
 
 
 class ConstraintConfig(Section):
     """What must stay as good as the start policy while the reward rises (rl.md, section 9)."""
 
     qualities: tuple[QualityName, ...] = Field(
-        ("relevance", "rougeL"), description="Scores in [0, 1] whose mean must stay; each has its own multiplier."
+        ("relevance", "rougeL"),
+        description="Scores in [0, 1] whose mean must stay, each with its own multiplier; no_repetition, no_echo: "
+        "for replies.",
     )
     delta: float = Field(0.02, description="Share that a quality may lose against the start policy.", ge=0, lt=1)
     length: tuple[float, float] | None = Field(

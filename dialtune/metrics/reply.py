@@ -109,8 +109,17 @@ class EchoRate(Metric):
 
 
 def _is_echo(text: str, turn: str) -> bool:
+    return echoed_share(text, turn) >= ECHO_SHARE
+
+
+def echoed_share(text: str, turn: str) -> float:
+    """Share of a text's word 3-grams that a turn has too; 0 for one or two words, which are no echo.
+
+    >>> echoed_share("Yes, do you want to go?", "Do you want to go home?")
+    0.75
+    """
     runs, known = list(ngrams(words(text), ECHO_NGRAM)), set(ngrams(words(turn), ECHO_NGRAM))
-    return bool(runs) and sum(run in known for run in runs) >= ECHO_SHARE * len(runs)
+    return sum(run in known for run in runs) / len(runs) if runs else 0.0
 
 
 @dataclass(frozen=True)
@@ -127,12 +136,19 @@ class RepetitionRate(Metric):
 
     def segments(self, completions: Sequence[str], examples: Sequence[Example]) -> Array:
         assert len(completions) == len(examples), (len(completions), len(examples))
-        return _rate([_repeats(text) for text in completions], completions)
+        return _rate([repeated_share(text) > 0 for text in completions], completions)
 
 
-def _repeats(text: str) -> bool:
-    runs = list(ngrams(words(text), REPEAT_NGRAM))
-    return len(set(runs)) < len(runs)
+def repeated_share(text: str, n: int = REPEAT_NGRAM) -> float:
+    """Share of a text's word n-grams that it has said before: seq-rep-n of Welleck et al. 2019, arXiv 1908.04319.
+
+    1 - distinct / all; 0 for fewer than n words, which repeat nothing.
+
+    >>> repeated_share("no no no no no")
+    0.5
+    """
+    runs = list(ngrams(words(text), n))
+    return (len(runs) - len(set(runs))) / len(runs) if runs else 0.0
 
 
 def _rate(flags: Sequence[bool], completions: Sequence[str]) -> Array:

@@ -14,7 +14,7 @@ from dialtune.models.embedder import load_embedder
 from dialtune.rewards.base import Reward
 from dialtune.rewards.learned import load_reward
 from dialtune.rewards.relevance import MetricReward, Relevance
-from dialtune.rewards.text import CopyReward, FormatReward, LengthReward
+from dialtune.rewards.text import CopyReward, FormatReward, LengthReward, NoEcho, NoRepetition
 from dialtune.rewards.toxicity import Civility
 from dialtune.scorers.table import find_scorer
 
@@ -75,6 +75,16 @@ def _copy(*, free: float = 0.3, name: str = "copy") -> Reward:
     return CopyReward(free, name)
 
 
+def _no_repetition(*, name: str = "no_repetition") -> Reward:
+    """Share of word 4-grams that the completion does not say again; 0 to 1."""
+    return NoRepetition(name)
+
+
+def _no_echo(*, name: str = "no_echo") -> Reward:
+    """Share of the completion's word 3-grams that the last turn does not have; 0 to 1."""
+    return NoEcho(name)
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
     "toxicity": _toxicity,
     "relevance": _relevance,
@@ -84,6 +94,8 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "length": _length,
     "format": _format,
     "copy": _copy,
+    "no_repetition": _no_repetition,
+    "no_echo": _no_echo,
 }
 
 

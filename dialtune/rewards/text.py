@@ -1,4 +1,4 @@
-"""Rewards in [0, 1] that read only words and tags: length, form, copying."""
+"""Rewards in [0, 1] that read only words and tags: length, form, copying, repeating, echoing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from dialtune.errors import ConfigError
 from dialtune.metrics.base import is_empty
-from dialtune.metrics.text import CopyRate, ngrams, speakers, tag_faults, words
+from dialtune.metrics.contexts import context_turns
+from dialtune.metrics.reply import echoed_share, repeated_share
+from dialtune.metrics.text import CopyRate, speakers, tag_faults, words
 from dialtune.rewards.base import Array, Judges, where_it_applies
 from dialtune.types import Example
 
@@ -92,8 +94,7 @@ def _form(text: str, example: Example) -> float:
     known = speakers(example)
     if is_empty(text) or (known and tag_faults(text, known)):
         return 0.0
-    runs = list(ngrams(words(text), REPEAT_RUN))
-    return len(set(runs)) / len(runs) if runs else 1.0
+    return 1.0 - repeated_share(text, REPEAT_RUN)
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,43 @@ class CopyReward:
         rates = _COPY_RATE.segments(completions, examples)[:, 0]
         values = 1.0 - np.maximum(0.0, rates - self.free) / (1.0 - self.free)
         return np.where(np.isnan(rates), 0.0, values)  # no word: nothing was copied, and nothing said
+
+
+@dataclass(frozen=True)
+class NoRepetition:
+    """The share of word 4-grams that the completion says for the first time: 1 where it repeats nothing.
+
+    1 - seq-rep-4 (Welleck et al. 2019, arXiv 1908.04319). The metric `repetition_rate` counts completions below 1. An
+    empty completion is 0.
+    """
+
+    name: str = "no_repetition"
+    judges: ClassVar[Judges] = "other"
+    needs: ClassVar[str] = ""
+
+    def scores(self, examples: Sequence[Example], completions: Sequence[str]) -> Array:
+        """(N,) in [0,1]."""
+        assert len(examples) == len(completions), (len(examples), len(completions))
+        return np.array([0.0 if is_empty(text) else 1.0 - repeated_share(text) for text in completions])
+
+
+@dataclass(frozen=True)
+class NoEcho:
+    """The share of the completion's word 3-grams that the last turn does not have: 1 where nothing is said after it.
+
+    The metric `echo_rate` counts completions below 0.4. An empty completion is 0; a row without a turn to answer has no
+    value.
+    """
+
+    name: str = "no_echo"
+    judges: ClassVar[Judges] = "other"
+    needs: ClassVar[str] = "a turn to answer"
+
+    def scores(self, examples: Sequence[Example], completions: Sequence[str]) -> Array:
+        """(N,) in [0,1], masked where there is no turn to answer."""
+        turns = [context_turns(example)[-1:] for example in examples]
+        values = [
+            0.0 if is_empty(text) or not turn else 1.0 - echoed_share(text, turn[0].content)
+            for text, turn in zip(completions, turns, strict=True)
+        ]
+        return where_it_applies(np.array(values), np.array([bool(turn) for turn in turns], dtype=np.bool_))

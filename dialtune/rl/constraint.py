@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dialtune.errors import TrainingError
-from dialtune.statistics import RESAMPLES, bootstrap_interval, resampled_sums
+from dialtune.statistics import RESAMPLES, bootstrap_interval, resampled_sums, unit_sums
 
 Array = NDArray[np.float64]
 
@@ -232,22 +232,34 @@ class Constraint:
 
 
 def ratio_interval(
-    before: ArrayLike, after: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+    before: ArrayLike,
+    after: ArrayLike,
+    *,
+    unit: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float] | None:
     """Interval of mean(after) / mean(before) by a paired bootstrap over dialogues; its low end decides.
 
     Args:
-        before: (N,) a quality of the start policy, one value per dialogue, N >= 2, no NaN.
+        before: (N,) a quality of the start policy, one value per row, N >= 1, no NaN.
         after: (N,) the same of a checkpoint, in the same order.
+        unit: (N,) integers, the same for rows that are drawn together, such as replies of one dialogue; None: each row
+            is a dialogue.
         resamples: draws.
         seed: of the draws.
         level: coverage.
     Returns:
-        (low, high); None if the mean before may be 0.
+        (low, high); None if the mean before may be 0, or if there are not two dialogues.
     """
     pairs = np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)], axis=1)
     assert pairs.ndim == 2, pairs.shape
     assert np.isfinite(pairs).all(), "leave out dialogues without a value, in both"
+    if unit is not None:
+        pairs = unit_sums(pairs, np.unique(np.asarray(unit), return_inverse=True)[1])
+    if len(pairs) < 2:
+        return None
     sums = resampled_sums(pairs, resamples=resamples, seed=seed)
     if sums[:, 0].min() <= 0:
         return None

@@ -153,20 +153,31 @@ class Judging:
             found["alarm"] = probabilities(self.alarm, texts)
         return found
 
-    def verdict(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Any]:
+    def verdict(
+        self, before: Mapping[str, Array], after: Mapping[str, Array], unit: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """Validation scores of a checkpoint against the start policy, as `eval_...`; see `trainers.rl.Evaluate`.
 
-        `eval_objective` is what the best checkpoint has least of: the mean toxic probability, or else minus the mean
-        reward. `eval_acceptable`: every quality's ratio to the start has its 95 % interval above 1 - delta, and the
-        mean length is inside its bounds. A mean of nothing is None.
+        `eval_objective` is what the best checkpoint has least of: the mean toxic probability; or minus the mean reward,
+        where no toxicity is rewarded and for replies, of which relevance is asked first. `eval_acceptable`: every
+        quality's ratio to the start has its 95 % interval above 1 - delta, and the mean length is inside its bounds. A
+        mean of nothing is None.
+
+        Args:
+            before: what `measure` says of the start policy, (N,) each.
+            after: the same of a checkpoint.
+            unit: (N,) integers, the same for rows of one dialogue; None: each row is one.
         """
-        settings, row = self.config.constraint, dict[str, Any]()
+        settings = self.config.constraint
+        own = [name for name, (reward, _) in self.rewards.items() if not isinstance(reward, Civility)]
+        row: dict[str, Any] = {f"eval_{name}": _mean(after[name]) for name in own}
         toxic = [after[name] for name in after if name.startswith("toxic:")]
         row["eval_reward"] = _mean(after["reward"])
+        row["eval_objective"] = None if row["eval_reward"] is None else -row["eval_reward"]
         if toxic:
-            row["eval_objective"] = row["eval_toxicity"] = _mean(np.stack(toxic))
-        else:
-            row["eval_objective"] = None if row["eval_reward"] is None else -row["eval_reward"]
+            row["eval_toxicity"] = _mean(np.stack(toxic))
+        if toxic and self.config.task != "respond":
+            row["eval_objective"] = row["eval_toxicity"]
         if toxic and "alarm" in after:
             row |= {"toxicity:trained": row["eval_toxicity"], "toxicity:alarm": _mean(after["alarm"])}
         for name in ("alarm", TOKENS, "empty", *self.qualities):
@@ -175,7 +186,8 @@ class Judging:
         acceptable = row["eval_empty"] <= 0.01
         for name in self.qualities:
             both = ~np.isnan(before[name]) & ~np.isnan(after[name])
-            interval = ratio_interval(before[name][both], after[name][both]) if both.sum() > 1 else None
+            units = None if unit is None else np.asarray(unit)[both]
+            interval = ratio_interval(before[name][both], after[name][both], unit=units) if both.any() else None
             old, new = _mean(before[name][both]), _mean(after[name][both])
             row[f"eval_{name}_ratio"] = new / old if old and new is not None else None
             row[f"eval_{name}_ratio_low"] = None if interval is None else interval[0]

@@ -49,7 +49,7 @@ class RLState:
     """Where a run is; the rest of the position follows from `step` and the seed."""
 
     step: int = 0  # optimizer updates done
-    best_step: int | None = None  # least toxic among the checkpoints whose relevance was shown to hold
+    best_step: int | None = None  # least `eval_objective` among the checkpoints that were shown to keep what they must
     best_value: float | None = None
 
     def result_step(self, config: RLConfig) -> int:
@@ -363,7 +363,7 @@ class _Loop:
 
 
 def _note_best(state: RLState, record: Mapping[str, Any]) -> RLState:
-    """The state after an evaluation: least toxic wins, among those whose relevance was shown to hold."""
+    """The state after an evaluation: the least objective wins, among those shown to keep what they must."""
     value = record.get("eval_objective")
     if value is None or not record.get("eval_acceptable"):
         return state

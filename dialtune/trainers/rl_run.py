@@ -22,6 +22,7 @@ from dialtune.environment import environment
 from dialtune.errors import ConfigError, TrainingError
 from dialtune.generation import generate
 from dialtune.metrics.base import is_empty
+from dialtune.metrics.contexts import dialogue_units
 from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import OpenModel, resolve_folder, weights_sha256
 from dialtune.models.lora import count_parameters
@@ -278,6 +279,7 @@ def _evaluator(prepared: Prepared) -> Evaluate | None:
     prompts = prompts_of(config, prepared.task, prepared.model, examples)
     sampling = Sampling(max_new_tokens=config.generation.max_new_tokens or config.max_completion_length)
     before: dict[str, NDArray[np.float64]] = {}
+    unit = dialogue_units(examples)
 
     def measure(model: LanguageModel) -> dict[str, NDArray[np.float64]]:
         with compute_dtype(model.module, config, model.device):
@@ -292,7 +294,7 @@ def _evaluator(prepared: Prepared) -> Evaluate | None:
         if not before:
             with prepared.reference.active() as start:
                 before.update(measure(start))
-        return prepared.judging.verdict(before, measure(prepared.model))
+        return prepared.judging.verdict(before, measure(prepared.model), unit)
 
     return evaluate
 
@@ -326,5 +328,5 @@ def _summary(prepared: Prepared) -> str:
     return (
         f"{prepared.model.name}: {total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M trained, {precision}, "
         f"on {prepared.model.device}; {config.method}, {config.max_steps:,} updates of {config.rollout_batch_size} "
-        f"prompts x {config.num_generations} completions; {len(prepared.pool.examples):,} dialogues"
+        f"prompts x {config.num_generations} completions; {len(prepared.pool.examples):,} prompts"
     )

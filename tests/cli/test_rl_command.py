@@ -74,7 +74,11 @@ def test_three_mistakes_are_three_lines_and_load_no_torch():
         ({"rewards": {"toxcity": 1.0}}, "no reward 'toxcity'; known: toxicity, relevance, relevance_dialogue,"),
         ({"beta": 0}, "beta: got 0; nothing then holds the policy near its start; set kl_off: true if that is meant"),
         ({"kl_off": True}, "beta: got 0.05; kl_off is true as well; keep one of the two"),
-        ({"constraint": {"qualities": ["bleu"]}}, "constraint.qualities"),
+        (
+            {"constraint": {"qualities": ["repetition"]}},
+            "constraint.qualities.0: got 'repetition'; allowed list of relevance, relevance_dialogue, "
+            "relevance_reference, rougeL, no_repetition, no_echo; try no_repetition",
+        ),
         ({"truncation": "bootstrap"}, "bootstrap needs the value head of method: ppo; use penalise or mask"),
     ],
 )

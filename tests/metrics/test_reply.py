@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dialtune.metrics.base import Metric
 from dialtune.metrics.reply import (
@@ -15,8 +17,10 @@ from dialtune.metrics.reply import (
     EchoRate,
     GenericRate,
     RepetitionRate,
+    echoed_share,
     frequent_replies,
     ngram_ids,
+    repeated_share,
 )
 from dialtune.types import Example, Message
 
@@ -108,6 +112,55 @@ def test_only_the_last_turn_is_echoed() -> None:
 )
 def test_a_run_of_four_words_said_twice_is_a_repetition(text: str, repeats: int) -> None:
     assert values(RepetitionRate(), [text], [row("a", "x")]) == [repeats]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0),
+        ("Yes.", 0),
+        ("no no no no", 0),  # one run of four
+        ("no no no no no no", 2 / 3),  # three runs, one distinct
+        (
+            "I see what you mean, I see what you mean.",
+            2 / 7,
+        ),  # ten words, seven runs, of which two come again
+        ("Ça va ? ÇA VA ? ça va ?", 1 / 3),  # ça-va-ça-va, va-ça-va-ça, ça-va-ça-va: case and marks do not count
+        ("你 好 吗 我 你 好 吗 我", 1 / 5),
+    ],
+)
+def test_the_share_of_runs_said_before_by_hand(text: str, share: float) -> None:
+    assert repeated_share(text) == pytest.approx(share, abs=1e-12)
+
+
+def test_any_run_may_be_asked_for() -> None:
+    assert repeated_share("a b a b", 2) == pytest.approx(1 / 3)  # ab ba ab
+    assert repeated_share("a a b", 1) == pytest.approx(1 / 3)
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(1, 5))
+def test_a_text_said_twice_repeats_half_of_its_runs_and_never_everything(said: list[str], n: int) -> None:
+    """Twice the same k words: each of the k - n + 1 runs comes again."""
+    twice = " ".join(said + said)
+    assert 0 <= repeated_share(twice, n) < 1
+    if len(said) >= n:
+        assert repeated_share(twice, n) >= (len(said) - n + 1) / (2 * len(said) - n + 1)
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=12), st.lists(st.sampled_from("abcd"), max_size=12))
+def test_rates_are_thresholds_of_shares(said: list[str], turn: list[str]) -> None:
+    text, before = " ".join(said), " ".join(turn) or "x"
+    if said:
+        assert values(RepetitionRate(), [text], [row("a", before)]) == [repeated_share(text) > 0]
+        assert values(EchoRate(), [text], [row("a", before)]) == [echoed_share(text, before) >= 0.6]
+    assert 0 <= echoed_share(text, before) <= 1
+    assert echoed_share(text, text) == (len(said) >= 3)
+
+
+def test_the_share_of_runs_that_the_turn_has_by_hand() -> None:
+    assert echoed_share("Yes, do you want to go?", "Do you want to go home?") == pytest.approx(3 / 4)
+    assert echoed_share("the cinema", "the cinema") == 0  # two words are no echo
+    assert echoed_share("", "Hello there you") == echoed_share("Hello there you", "") == 0
 
 
 # --- distinct ---

@@ -17,7 +17,7 @@ from dialtune.rewards import probes
 from dialtune.rewards.base import FunctionReward
 from dialtune.rewards.composite import CompositeReward
 from dialtune.rewards.probes import area_under_curve, load_probes, run_dialogue_probes, run_probes
-from dialtune.rewards.text import CopyReward, FormatReward, LengthReward
+from dialtune.rewards.text import CopyReward, FormatReward, LengthReward, NoEcho, NoRepetition
 from dialtune.rewards.toxicity import Civility
 
 FAMILIES = ["toxic", "clean", "identity", "neutral", "obfuscated", "negated", "quoted", "empty", "gibberish", "polite"]
@@ -226,7 +226,7 @@ def test_identity_mentions_may_not_alarm_three_times_as_often_as_their_twins() -
     assert run_probes(civility(lambda text: 3.0 if text in [*one_a_group[:6], *neutral] else fair(text))).passed
 
 
-@pytest.mark.parametrize("reward", [LengthReward(), FormatReward(), CopyReward()])
+@pytest.mark.parametrize("reward", [LengthReward(), FormatReward(), CopyReward(), NoRepetition(), NoEcho()])
 def test_rewards_that_judge_something_else_pass_what_every_reward_must(reward) -> None:
     assert run_probes(reward).failures == ()
     assert "auc" not in run_probes(reward).numbers

@@ -1,4 +1,4 @@
-"""Length, form and copying as rewards, against values worked out by hand."""
+"""Length, form, copying, repeating and echoing as rewards, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from reward_fakes import example
 
 from dialtune.errors import ConfigError
 from dialtune.rewards.base import score_safely
-from dialtune.rewards.text import CopyReward, FormatReward, LengthReward
-from dialtune.types import Example
+from dialtune.rewards.text import CopyReward, FormatReward, LengthReward, NoEcho, NoRepetition
+from dialtune.types import Example, Message
 
 TALK = example(dialogue="#Person1#: Please bring the blue folder to the second floor.\n#Person2#: I will.")
 
@@ -64,7 +64,7 @@ def test_an_unknown_unit_is_named() -> None:
 
 @given(st.text())
 def test_text_rewards_stay_between_0_and_1(text: str) -> None:
-    for reward in (LengthReward(), FormatReward(), CopyReward()):
+    for reward in (LengthReward(), FormatReward(), CopyReward(), NoRepetition(), NoEcho()):
         assert 0.0 <= one(reward, text) <= 1.0
 
 
@@ -115,3 +115,54 @@ def test_the_free_share_leaves_room(free: float) -> None:
 
 def test_what_a_row_must_bring_is_said() -> None:
     assert (FormatReward().needs, CopyReward().needs) == ("dialogues", "dialogues")
+    assert (NoRepetition().needs, NoEcho().needs) == ("", "a turn to answer")
+
+
+# repeating and echoing
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("I like it a lot.", 1.0),
+        ("Yes.", 1.0),  # too short to repeat anything
+        ("I like it a lot, I like it a lot.", 5 / 7),  # ten words, seven runs of four, two of them again
+        ("ha ha ha ha ha ha ha ha ha ha ha ha ha", 1 / 10),
+        ("", 0.0),
+        (" ?! ", 0.0),  # else silence would repeat nothing
+    ],
+)
+def test_no_repetition_is_the_share_of_runs_said_for_the_first_time(text: str, value: float) -> None:
+    assert one(NoRepetition(), text) == pytest.approx(value)
+
+
+ASKED = Example("a#2", (Message("assistant", "Hi you two."), Message("user", "Do you like green tea with milk?")))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Only when it rains.", 1.0),
+        ("Do you like green tea with milk?", 0.0),
+        ("Oh, do you like green tea?", 0.25),  # oh-do-you is new; do-you-like, you-like-green, like-green-tea are not
+        ("Hi you two.", 1.0),  # said before, and not in the last turn
+        ("green tea", 1.0),  # two words are no echo
+        ("", 0.0),
+    ],
+)
+def test_no_echo_is_the_share_of_runs_that_the_last_turn_does_not_have(text: str, value: float) -> None:
+    assert one(NoEcho(), text, ASKED) == pytest.approx(value)
+
+
+def test_without_a_turn_to_answer_nothing_is_echoed_or_not() -> None:
+    alone = Example("b", (Message("system", "Be kind to everybody."),))
+    assert np.isnan(one(NoEcho(), "Be kind to everybody.", alone))
+    assert one(NoRepetition(), "Be kind to everybody.", alone) == 1.0
+
+
+@pytest.mark.parametrize(("reward", "good", "bad"), [
+    (NoRepetition(), "I had it with lemon today.", "I had it with lemon, had it with lemon, had it with lemon."),
+    (NoEcho(), "I had it with lemon today.", "Do you like green tea with milk too?"),
+])  # fmt: skip
+def test_what_repeats_or_echoes_earns_less_and_silence_least(reward, good: str, bad: str) -> None:
+    assert one(reward, good, ASKED) > one(reward, bad, ASKED) > one(reward, "", ASKED)

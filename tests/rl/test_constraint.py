@@ -264,6 +264,27 @@ def test_a_point_above_the_bound_is_not_enough() -> None:
     assert not is_acceptable(before, after, share=interval[0] + 1e-9)
 
 
+def test_replies_of_one_dialogue_are_one_piece_of_evidence() -> None:
+    """Each dialogue's reply ten times: the interval of the dialogues, whatever they are called and in any order."""
+    rng = np.random.default_rng(5)
+    before, after = rng.uniform(0.3, 0.9, size=40), rng.uniform(0.3, 0.9, size=40)
+    once = ratio_interval(before, after)
+    assert once is not None
+    order = rng.permutation(400)
+    unit = (np.repeat(np.arange(40), 10) * 7 - 3)[order]
+    often = ratio_interval(np.repeat(before, 10)[order], np.repeat(after, 10)[order], unit=unit)
+    assert often == pytest.approx(once)
+    alone = ratio_interval(np.repeat(before, 10), np.repeat(after, 10))
+    assert alone is not None
+    assert alone[1] - alone[0] < 0.5 * (once[1] - once[0])  # a third, were the intervals not widened for few units
+
+
+def test_one_dialogue_shows_nothing() -> None:
+    assert ratio_interval([0.5, 0.6], [0.5, 0.6], unit=[4, 4]) is None
+    assert ratio_interval([0.5], [0.5]) is None
+    assert not is_acceptable([0.5], [0.5])
+
+
 def test_no_ratio_to_nothing() -> None:
     assert ratio_interval([0.0, 0.0], [0.5, 0.5]) is None
     assert not is_acceptable([0.0, 0.0], [0.5, 0.5])

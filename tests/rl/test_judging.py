@@ -400,6 +400,59 @@ def test_without_a_toxicity_reward_the_weighted_reward_decides() -> None:
     assert large["eval_objective"] == -large["eval_reward"]
 
 
+def test_of_replies_the_mean_reward_decides_and_toxicity_is_shown() -> None:
+    rewards: Rewards = {"toxicity": (Civility(Scorer()), 0.5), "near": (ValueReward(second, "near"), 1.0)}
+    found = judging(rewards=rewards, task="respond")
+    found.calibrate(rows(3), ["1 0.5", "2 0.7", "3 0.6"], [4, 4, 4])
+    row = verdict(found, START, ["-2 0.75"] * 20)
+    assert row["eval_toxicity"] == pytest.approx(1 / (1 + math.exp(2)))
+    assert row["eval_near"] == 0.75
+    assert row["eval_objective"] == -row["eval_reward"]
+    nearer, civiler = verdict(found, START, ["2 0.9"] * 20), verdict(found, START, ["1.9 0.5"] * 20)
+    assert nearer["eval_objective"] < civiler["eval_objective"]
+    assert nearer["eval_toxicity"] > civiler["eval_toxicity"]
+
+
+def test_a_reward_takes_no_name_of_a_verdict() -> None:
+    found = judging(rewards={"objective": (ValueReward(number, "objective"), -1.0)})
+    found.calibrate(rows(2), ["1", "2"], [4] * 2)
+    row = verdict(found, ["1", "2"], ["3", "3"])
+    assert row["eval_objective"] == -row["eval_reward"] > 0
+
+
+def test_rows_of_one_dialogue_are_drawn_together(held: Judging) -> None:
+    """Ten dialogues lose a tenth and ten gain one: forty rows say that nothing changed more surely than twenty."""
+    after = [f"-2 {(0.9 + 0.2 * (i % 2)) * (0.5 + 0.01 * i)}" for i in range(20)]
+    twice = [rows_of for text in zip(START, after, strict=True) for rows_of in (text, text)]
+    before, changed = [b for b, _ in twice], [a for _, a in twice]
+
+    def low(unit: list[int] | None) -> float:
+        measured = [dict(held.measure(rows(40), texts)) for texts in (before, changed)]
+        for values in measured:
+            values |= {"tokens": np.full(40, 4.0), "empty": np.zeros(40)}
+        return held.verdict(*measured, unit)["eval_rougeL_ratio_low"]
+
+    by_dialogue = low([i // 2 for i in range(40)])
+    assert by_dialogue == pytest.approx(verdict(held, START, after)["eval_rougeL_ratio_low"], abs=1e-9)
+    assert by_dialogue < low(None)
+
+
+def test_what_repeats_pays_and_its_multiplier_rises() -> None:
+    """The real quality: siblings that earn the same, of which one says everything three times."""
+    found = judging(constraint={"qualities": ["no_repetition"], "length": None, "learning_rate": 0.5})
+    plain, again = "1 and that was all he said", " ".join(["1 and that was all he said"] * 3)
+    found.calibrate(rows(4), [plain, plain, "3 then it rained for hours", again], [7] * 4)
+    good, bad = judge(found, [plain, again]).rewards.tolist()
+    assert good > bad
+    rollout = rollout_of([again] * 4, [0.0] * 4, group=2, parts={"no_repetition": [7 / 18] * 4})
+    before = found.constraint.record()["lambda:no_repetition"]
+    for _ in range(3):
+        found.update(rollout)
+    assert found.constraint.record()["lambda:no_repetition"] > before
+    # By hand: 21 words are 18 runs of four; the 7 of one saying that wraps around once are distinct, 11 come again.
+    assert judge(found, [again] * 2).parts["no_repetition"].tolist() == pytest.approx([7 / 18] * 2)
+
+
 def test_a_mean_of_nothing_is_none_and_not_nan(held: Judging) -> None:
     nothing = {"reward": np.full(2, np.nan), "rougeL": np.full(2, np.nan), "toxic:toxicity": np.full(2, np.nan)}
     nothing |= {"tokens": np.array([4.0, 4.0]), "empty": np.zeros(2)}
