@@ -49,16 +49,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]) -> dict[str, Path]:
-    """Family -> an adapter that learned to reply, until its replies end by themselves."""
+    """Family -> a tiny model that learned to reply, until its replies end by themselves."""
     found, threads = {}, torch.get_num_threads()
     torch.set_num_threads(1)
-    for kind, steps in (("llama", 40), ("t5", 90)):
+    for kind, steps in (("llama", 30), ("bart", 60)):
         base = tmp_path_factory.mktemp(kind)
         make_model(kind).save(base)
         out = tmp_path_factory.mktemp(f"start-{kind}")
         config = RunConfig(
             model=str(base), task="respond", data={"train": files["train"]}, output_dir=str(out), max_steps=steps,
-            learning_rate=1e-2, per_device_train_batch_size=6, bf16=False,
+            learning_rate=1e-2, lr_scheduler_type="constant", per_device_train_batch_size=18, bf16=False,
         )  # fmt: skip
         found[kind] = run_sft(config)
     torch.set_num_threads(threads)
@@ -76,7 +76,7 @@ def recipe(start: Path, files: Mapping[str, str], out: Path, *more: str) -> RLCo
     return load_rl_config("respond-rl-smollm2", [*small, *more])
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "bart"])
 def test_the_recipe_trains_replies_and_logs_and_keeps_what_it_holds(
     starts: dict[str, Path], files: dict[str, str], tmp_path: Path, kind: str
 ) -> None:
@@ -96,7 +96,8 @@ def test_the_recipe_trains_replies_and_logs_and_keeps_what_it_holds(
     saved = json.loads((tmp_path / "run" / "checkpoint-2" / "rl_state.json").read_text())
     multipliers = {m["name"]: m for m in saved["judging"]["constraint"]["multipliers"]}
     assert list(multipliers) == list(HELD)
-    assert multipliers["no_repetition"]["value"] != rows[-1]["lambda:no_repetition"]  # it moved after the last record
+    moved = [name for name in HELD if multipliers[name]["value"] != rows[-1][f"lambda:{name}"]]
+    assert moved  # once more after the last record
     assert multipliers["no_repetition"]["tau"] == rows[-1]["tau:no_repetition"]
     assert rows[-1]["tau:no_repetition"] == pytest.approx(0.98 * saved["judging"]["start"]["no_repetition"])
     journal = read_rows(tmp_path / "run" / "rollouts.jsonl")
