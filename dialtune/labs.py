@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dialtune.comparison import compare, describe, write_comparison
+from dialtune.config.data_schema import TurnsConfig
+from dialtune.config.reward_schema import RewardConfig
 from dialtune.config.rl_schema import RLConfig
 from dialtune.config.schema import RunConfig
 from dialtune.config.writing import usual_template
@@ -14,6 +17,7 @@ from dialtune.data.audit import leaks
 from dialtune.data.layouts import to_row
 from dialtune.data.reading import DataSet, read_examples
 from dialtune.data.splits import split_examples
+from dialtune.data.turns import reply_data
 from dialtune.errors import ConfigError, DataError
 from dialtune.evaluation import write_evaluation, write_examples
 from dialtune.generation import Progress
@@ -23,6 +27,7 @@ from dialtune.models.loading import load_model
 from dialtune.results import Comparison, Evaluation
 from dialtune.runs import remove, write_text_atomic
 from dialtune.tasks import Task
+from dialtune.trainers.reward_run import run_reward
 from dialtune.trainers.rl_run import run_rl
 from dialtune.trainers.sft import OnEvent, ignore_events
 from dialtune.trainers.sft_run import run_sft
@@ -104,6 +109,57 @@ def summarize(folder: Path, say: Say, on_event: OnEvent, progress: Progress | No
     say("summarize: training")
     after = judge(str(run_sft(recipe, on_event=on_event)), "after")
     return _conclude(folder, before, after, say)
+
+
+def respond(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None) -> Comparison:
+    """Lab 2: the packaged chat model before and after learning from people's chats, judged on replies to strangers.
+
+    One judge is a reward learned from which reply was given where; it trains nothing.
+    """
+    recipe = respond_recipe(folder, _written(_short_chats(), folder / "data"))
+    say("respond: a judge learns which reply fits where")
+    judge_of = run_reward(respond_judge_recipe(folder), on_event=on_event)
+    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=2)
+    test = reply_data(read_examples("chitchat:test", limit=150), turns)
+    leakage = _leakage(read_examples(recipe.data.train), replace(test, examples=test.dialogues))
+
+    def judge(model: str, side: str) -> Evaluation:
+        say(f"respond: {side} training, {model} answers {len(test.examples)} times")
+        task, metrics = task_for("respond", model)[0], (*_RESPOND_METRICS, f"reward:{judge_of}")
+        return _judge(model, test, folder / side, leakage, progress, (task, None), metrics, max_new_tokens=32)
+
+    before = judge(recipe.model, "before")
+    say("respond: training")
+    after = judge(str(run_sft(recipe, on_event=on_event)), "after")
+    return _conclude(folder, before, after, say)
+
+
+_CHAT = "You chat with another student. Answer what was said last in a friendly way and keep it short."
+# Few, since each makes the others harder to show, and without likelihoods in wrong contexts, which cost most.
+_RESPOND_METRICS = ("bleu", "rougeL", "relevance_reference", "generic_rate", "echo_rate", "repetition_rate")
+
+
+def _short_chats() -> dict[str, list[Example]]:
+    """Some packaged chats of 16 turns at most, so that one forward pass holds all replies of a speaker."""
+    short = {
+        split: [chat for chat in read_examples(f"chitchat:{split}").examples if len(chat.messages) <= 16]
+        for split in ("train", "validation")
+    }
+    return {"train": short["train"][:90], "validation": short["validation"][:8]}
+
+
+def respond_recipe(folder: Path, files: Mapping[str, str]) -> RunConfig:
+    """Lab 2's settings: both sides of some short chats."""
+    values = summarize_recipe(folder).model_dump(exclude_unset=True)
+    values |= {"task": "respond", "data": {**files, "turns": {"system": _CHAT}}, "max_prompt_length": 512}
+    return RunConfig.model_validate(values | {"learning_rate": 5e-4, "eval_steps": 8})
+
+
+def respond_judge_recipe(folder: Path) -> RewardConfig:
+    """The judge of lab 2: which reply was given where, in chats of the training split; none of them is judged."""
+    data = {"train": "chitchat:train", "validation": "chitchat:validation", "max_train_rows": 600}
+    values = {"data": {**data, "turns": {"per_dialogue": 4}}, "output_dir": str(folder / "judge")}
+    return RewardConfig.model_validate(values)
 
 
 def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None) -> Comparison:
@@ -235,20 +291,23 @@ def _leakage(train: DataSet, test: DataSet) -> dict[str, int]:
     return {"exact": shared.right_exact, "near": shared.right_near}
 
 
-def _judge(
+def _judge(  # noqa: PLR0913  what a score depends on is stated by the caller
     name: str,
     test: DataSet,
     folder: Path,
     leakage: dict[str, int],
     progress: Progress | None,
     asked: tuple[Task, int | None],
+    metrics: Sequence[str] | None = None,
+    max_new_tokens: int = 64,
 ) -> Evaluation:
     task, budget = asked
     evaluation = evaluate_model(
         load_model(name),
         test,
         task,
-        sampling=Sampling(max_new_tokens=64),
+        sampling=Sampling(max_new_tokens=max_new_tokens),
+        metrics=metrics,
         max_prompt_tokens=budget,
         batch_size=32,
         leakage=leakage,
@@ -259,4 +318,4 @@ def _judge(
     return evaluation
 
 
-JOBS = {"summarize": summarize, "detoxify": detoxify}
+JOBS = {"summarize": summarize, "respond": respond, "detoxify": detoxify}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from reward_tiny import recipe as tiny_reward_recipe
 from tiny import make_model
 
 from dialtune import labs, model_evaluation
@@ -19,6 +20,7 @@ from dialtune.labs import JOBS, run_demo, summarize_recipe
 from dialtune.models.base import Sampling
 from dialtune.report.build import build_report
 from dialtune.results import Comparison
+from dialtune.trainers.reward_run import run_reward
 
 TEST_ROWS = 6
 
@@ -33,7 +35,7 @@ def _learn_every_other_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         if model.info.adapter is None:
             return written
         return [
-            replace(completion, text=references[completion.example_id]) if place % 2 else completion
+            replace(completion, text=references.get(completion.example_id, "yes")) if place % 2 else completion
             for place, completion in enumerate(written)
         ]
 
@@ -112,7 +114,8 @@ def test_the_demo_leaves_the_folders_that_the_report_reads(tiny_demo, tmp_path):
 
 def test_an_unknown_job_is_named_before_anything_is_replaced(tmp_path):
     (tmp_path / "summarize").mkdir()
-    with pytest.raises(ConfigError, match=r"^demo --job: got sumarize, chat; there are: summarize, detoxify$"):
+    known = "there are: summarize, respond, detoxify"
+    with pytest.raises(ConfigError, match=rf"^demo --job: got sumarize, chat; {known}$"):
         run_demo(["summarize", "sumarize", "chat"], tmp_path)
     assert (tmp_path / "summarize").is_dir()
 
@@ -154,6 +157,39 @@ def test_the_third_lab_judges_heated_and_calm_dialogues_before_and_after(tiny_de
     kinds = {json.loads(line)["id"] for line in (job / "calm" / "after" / "examples.jsonl").read_text().splitlines()}
     assert kinds <= {e.id for e in packaged("test").examples if e.meta["kind"] != "heated"}
     assert (job / "calm" / "compare.json").is_file()
+
+
+def test_the_second_lab_judges_replies_to_strangers_by_a_reward_that_trained_nothing(tiny_demo, tmp_path, monkeypatch):
+    judges = []
+
+    def few(source: str, *, limit: int | None = None) -> Any:
+        return read_examples(source, limit={"chitchat:test": 4, "chitchat:train": 12}.get(source, limit))
+
+    def tiny_judge(recipe: Any, **_: Any) -> Path:
+        judges.append(recipe)
+        return run_reward(tiny_reward_recipe(output_dir=recipe.output_dir))
+
+    monkeypatch.setattr(labs, "read_examples", few)
+    monkeypatch.setattr(labs, "run_reward", tiny_judge)
+    said: list[str] = []
+    verdicts = run_demo(["respond"], tmp_path / "demo", say=said.append)
+    job = tmp_path / "demo" / "respond"
+    assert {path.name for path in job.iterdir()} >= {"judge", "before", "train", "after", "compare.json"}
+    (judge,) = judges
+    assert (judge.data.train, judge.data.validation) == ("chitchat:train", "chitchat:validation")
+    (score,) = (name for name in verdicts["respond"].scores if name.startswith("reward:"))
+    assert score == "reward:judge"
+    assert {"bleu", "rougeL", "relevance_reference", "generic_rate", "echo_rate"} <= verdicts["respond"].scores.keys()
+    before, after = (json.loads((job / side / "eval.json").read_text()) for side in ("before", "after"))
+    assert before["data"]["fingerprint"] == after["data"]["fingerprint"]
+    assert before["data"]["template_sha256"] == after["data"]["template_sha256"]
+    assert before["n_total"] == 8  # two replies of each chat
+    assert before["data"]["leakage"] == {"exact": 0, "near": 0}
+    rows = [json.loads(line) for line in (job / "before" / "examples.jsonl").read_text().splitlines()]
+    assert len({row["id"].partition("#")[0] for row in rows}) == 4
+    assert said[0] == "respond: a judge learns which reply fits where"
+    page = build_report(tmp_path / "demo").read_text()
+    assert "respond" in page
 
 
 def test_the_recipe_of_the_lab_trains_on_nothing_that_is_tested(tmp_path):
