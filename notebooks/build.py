@@ -44,18 +44,30 @@ def tidy(notebook: Any, folder: Path) -> Any:
     return notebook
 
 
+def retell(script: Path, path: Path) -> Any:
+    """The notebook at `path` with the script's text and the outputs that it has; raises if the code changed."""
+    fresh, old = jupytext.read(script), nbformat.read(path, as_version=4)
+    code, ran = ([cell for cell in book.cells if cell.cell_type == "code"] for book in (fresh, old))
+    if [cell.source for cell in code] != [cell.source for cell in ran]:
+        raise SystemExit(f"{path.name}: its code changed, so its outputs are old; run it without --text")
+    for cell, known in zip(code, ran, strict=True):
+        cell.outputs, cell.execution_count = known.outputs, known.execution_count
+    return tidy(fresh, Path.cwd())
+
+
 def main() -> None:
     """Writes the notebooks that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="1_summarize and so on; all if none is named")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder of the notebooks")
+    parser.add_argument("--text", action="store_true", help="run nothing: take edited text, keep the outputs")
     given = parser.parse_args()
     if unknown := set(given.names) - {script.stem for script in scripts()}:
         parser.error(f"no lab {', '.join(sorted(unknown))}; there are: {', '.join(s.stem for s in scripts())}")
     for script in scripts():
         if not given.names or script.stem in given.names:
             path = given.out / f"{script.stem}.ipynb"
-            nbformat.write(execute(script, Path.cwd()), path)
+            nbformat.write(retell(script, path) if given.text else execute(script, Path.cwd()), path)
             print(f"written: {path}", flush=True)
 
 
