@@ -160,14 +160,14 @@ def audited(data: Path, folder: Path, limit: int | None) -> tuple[Path, dict[str
     return path, facts
 
 
-def scratch_t5(folder: Path, shared: Path) -> Path:
-    """A T5 of the published small size with random weights and the real vocabulary."""
+def scratch_t5(folder: Path, shared: Path, *, d_model: int = 512, layers: int = 6) -> Path:
+    """A T5 with random weights and the real vocabulary; of the published small size unless told otherwise."""
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=6, num_heads=8, dropout_rate=0.1,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        vocab_size=32128, d_model=d_model, d_kv=64, d_ff=2 * d_model, num_layers=layers, num_heads=d_model // 64,
+        dropout_rate=0.1, feed_forward_proj="gated-gelu", decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     target = folder / "t5-scratch"
     T5ForConditionalGeneration(config).save_pretrained(target)

@@ -47,6 +47,7 @@ BROKEN = [
     ("rl/constraint", "away if self.at_least else -away", "away", "rl/test_constraint.py::test_a_quality_that_must_stay_low_pushes_the_other_way"),
     ("rl/constraint", "self.value + rate * missing", "self.value - rate * missing", "rl/test_constraint.py::test_an_update_by_hand"),
     ("rl/constraint", "missing = error / self.sd -", "missing = -", "rl/test_constraint.py::test_the_margin_is_the_standard_error_of_the_running_mean"),
+    ("rl/constraint", "ema = memory * self.ema + (1 - memory)", "ema = (1 - memory) * self.ema + memory", "rl/test_constraint.py::test_an_update_by_hand"),
     ("rl/constraint", "below = below + multiplier.value * applies", "below = below + 0 * applies", "rl/test_constraint.py::test_the_reward_by_hand"),
     ("rl/constraint", "slack = np.where(nothing, -CLIP, slack)", "slack = slack", "rl/test_constraint.py::test_an_empty_completion_earns_less_than_any_other"),
     ("rl/constraint", "interval[0] >= share", "interval[1] >= share", "rl/test_constraint.py::test_a_point_above_the_bound_is_not_enough"),

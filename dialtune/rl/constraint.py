@@ -21,7 +21,7 @@ from dialtune.statistics import RESAMPLES, bootstrap_interval, resampled_sums, u
 
 Array = NDArray[np.float64]
 
-DECAY = 0.9  # of the running mean, per rollout
+MEMORY = 0.9  # of the running mean, per rollout
 CLIP = 5.0  # start-policy standard deviations that one quality can add to a completion
 LEAST_START = 0.05  # a quality whose mean is lower cannot be held to 2 % of it
 ROLLOUTS_AT_CAP = 20  # then the constraint cannot be met
@@ -47,17 +47,19 @@ class Multiplier:
         away = (np.asarray(quality, dtype=np.float64) - self.tau) / self.sd
         return away if self.at_least else -away
 
-    def updated(self, quality: Array, counts: NDArray[np.bool_], *, rate: float, cap: float) -> Multiplier:
+    def updated(
+        self, quality: Array, counts: NDArray[np.bool_], *, rate: float, cap: float, memory: float
+    ) -> Multiplier:
         """The state after a rollout, given its quality (P,G) and which entries count; unchanged if none does."""
         if not counts.any():
             return self
         n = counts.sum(axis=1)
         sums = np.where(counts, quality, 0.0).sum(axis=1)
         means = sums[n > 0] / n[n > 0]
-        ema = DECAY * self.ema + (1 - DECAY) * float(sums.sum() / n.sum())
-        # Standard error of the running mean of rollouts of len(means) groups each; 0.1 / 1.9 = (1 - d) / (1 + d).
+        ema = memory * self.ema + (1 - memory) * float(sums.sum() / n.sum())
+        # Standard error of the running mean of rollouts of len(means) groups each.
         spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
-        error = spread * math.sqrt((1 - DECAY) / (1 + DECAY) / len(means))
+        error = spread * math.sqrt((1 - memory) / (1 + memory) / len(means))
         missing = error / self.sd - float(self.slack(ema))
         value = min(max(self.value + rate * missing, 0.0), cap)
         return replace(self, ema=ema, value=value, n_at_cap=self.n_at_cap + 1 if value >= cap else 0)
@@ -127,12 +129,14 @@ def _start(name: str, start: ArrayLike) -> tuple[float, float]:
 class Constraint:
     """All multipliers of a run.
 
-    rate is the step of a multiplier per rollout, cap its largest value.
+    rate is the step of a multiplier per rollout, cap its largest value. memory, in [0, 1), is the share of a running
+    mean that a rollout leaves: less follows the policy faster, and every rollout's luck too.
     """
 
     multipliers: tuple[Multiplier, ...]
     rate: float = 0.1
     cap: float = 50.0
+    memory: float = MEMORY
 
     def __post_init__(self) -> None:
         names = [multiplier.name for multiplier in self.multipliers]
@@ -183,8 +187,9 @@ class Constraint:
     def update(self, qualities: Mapping[str, ArrayLike], group: int, valid: ArrayLike | None = None) -> Constraint:
         """The state after a rollout; once per rollout, after the policy's step.
 
-        ema    <- 0.9 * ema + 0.1 * mean(q)
-        lambda <- clip(lambda + rate * (se / sd - slack(ema)), 0, cap);   se = sd of group means * sqrt(0.1 / 1.9 / P)
+        ema    <- m * ema + (1 - m) * mean(q),   m = memory
+        lambda <- clip(lambda + rate * (se / sd - slack(ema)), 0, cap)
+        se     =  sd of group means * sqrt((1 - m) / (1 + m) / P)
 
         The standard error is a margin: the mean must be on the right side by one sigma before lambda falls.
 
@@ -199,7 +204,7 @@ class Constraint:
             counts = ~np.isnan(table)
             if valid is not None:
                 counts &= np.asarray(valid, dtype=np.bool_).reshape(-1, group)
-            updated.append(multiplier.updated(table, counts, rate=self.rate, cap=self.cap))
+            updated.append(multiplier.updated(table, counts, rate=self.rate, cap=self.cap, memory=self.memory))
         return replace(self, multipliers=tuple(updated))
 
     def infeasible(self) -> str | None:
@@ -223,12 +228,15 @@ class Constraint:
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""
-        return {"multipliers": [asdict(m) for m in self.multipliers], "rate": self.rate, "cap": self.cap}
+        settings = {"rate": self.rate, "cap": self.cap, "memory": self.memory}
+        return {"multipliers": [asdict(m) for m in self.multipliers], **settings}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Constraint:
         """From `to_dict()`."""
-        return cls(tuple(Multiplier(**one) for one in state["multipliers"]), state["rate"], state["cap"])
+        return cls(
+            tuple(Multiplier(**one) for one in state["multipliers"]), state["rate"], state["cap"], state["memory"]
+        )
 
 
 def ratio_interval(

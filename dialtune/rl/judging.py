@@ -91,7 +91,9 @@ class Judging:
             # A shorter text is a civil one more easily, so this bound weighs from the start; with both of them the two
             # would pull against each other.
             multipliers += [replace(least, value=settings.multiplier), most]
-        self.constraint = Constraint(tuple(multipliers), settings.learning_rate, settings.max_multiplier)
+        self.constraint = Constraint(
+            tuple(multipliers), settings.learning_rate, settings.max_multiplier, settings.memory
+        )
 
     def __call__(
         self,

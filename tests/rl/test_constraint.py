@@ -94,7 +94,15 @@ def test_an_update_by_hand() -> None:
     margin = math.sqrt(0.02) * math.sqrt(0.1 / 1.9 / 2)
     assert after.value == pytest.approx(2.0 + 0.5 * (0.5 + margin - 0.58) / 0.1)
     assert (after.tau, after.sd, after.name, after.n_at_cap) == (0.5, 0.1, "relevance", 0)
-    assert Constraint((RELEVANCE,)).rate == 0.1
+    assert (Constraint((RELEVANCE,)).rate, Constraint((RELEVANCE,)).memory) == (0.1, 0.9)
+
+
+def test_less_memory_follows_a_rollout_faster_and_asks_for_a_wider_margin():
+    quality = {"relevance": [0.4, 0.6, 0.2, 0.4]}
+    after = Constraint((RELEVANCE,), rate=0.5, memory=0.5).update(quality, group=2).multipliers[0]
+    assert after.ema == pytest.approx(0.5 * 0.6 + 0.5 * 0.4)
+    margin = math.sqrt(0.02) * math.sqrt(0.5 / 1.5 / 2)
+    assert after.value == pytest.approx(RELEVANCE.value + 0.5 * (margin - (after.ema - RELEVANCE.tau)) / RELEVANCE.sd)
 
 
 def test_the_margin_is_the_standard_error_of_the_running_mean() -> None:
