@@ -119,14 +119,14 @@ def respond(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None
     recipe = respond_recipe(folder, _written(_short_chats(), folder / "data"))
     say("respond: a judge learns which reply fits where")
     judge_of = run_reward(respond_judge_recipe(folder), on_event=on_event)
-    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=2)
-    test = reply_data(read_examples("chitchat:test", limit=150), turns)
+    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=3)
+    test = reply_data(read_examples("chitchat:test", limit=130), turns)
     leakage = _leakage(read_examples(recipe.data.train), replace(test, examples=test.dialogues))
 
     def judge(model: str, side: str) -> Evaluation:
         say(f"respond: {side} training, {model} answers {len(test.examples)} times")
         task, metrics = task_for("respond", model)[0], (*_RESPOND_METRICS, f"reward:{judge_of}")
-        return _judge(model, test, folder / side, leakage, progress, (task, None), metrics, max_new_tokens=32)
+        return _judge(model, test, folder / side, leakage, progress, (task, None), metrics, max_new_tokens=24)
 
     before = judge(recipe.model, "before")
     say("respond: training")
@@ -152,7 +152,7 @@ def respond_recipe(folder: Path, files: Mapping[str, str]) -> RunConfig:
     """Lab 2's settings: both sides of some short chats."""
     values = summarize_recipe(folder).model_dump(exclude_unset=True)
     values |= {"task": "respond", "data": {**files, "turns": {"system": _CHAT}}, "max_prompt_length": 512}
-    return RunConfig.model_validate(values | {"learning_rate": 5e-4, "eval_steps": 8})
+    return RunConfig.model_validate(values | {"learning_rate": 5e-4, "eval_steps": 12})
 
 
 def respond_judge_recipe(folder: Path) -> RewardConfig:

@@ -183,7 +183,7 @@ def test_the_second_lab_judges_replies_to_strangers_by_a_reward_that_trained_not
     before, after = (json.loads((job / side / "eval.json").read_text()) for side in ("before", "after"))
     assert before["data"]["fingerprint"] == after["data"]["fingerprint"]
     assert before["data"]["template_sha256"] == after["data"]["template_sha256"]
-    assert before["n_total"] == 8  # two replies of each chat
+    assert before["n_total"] == 12  # three replies of each chat
     assert before["data"]["leakage"] == {"exact": 0, "near": 0}
     rows = [json.loads(line) for line in (job / "before" / "examples.jsonl").read_text().splitlines()]
     assert len({row["id"].partition("#")[0] for row in rows}) == 4
