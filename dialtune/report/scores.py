@@ -40,7 +40,7 @@ def headline(job: Job) -> str | None:
         scores = job.comparison.scores
         scored = [name for name, entry in scores.items() if entry.before is not None and entry.after is not None]
         trained = job.comparison.jury.trained if job.comparison.jury else None
-        return wording.headline(job.task, scored or list(scores), trained)
+        return wording.headline(job.task, scored or list(scores), trained, wording.rewarded(job.comparison))
     measured = job.after.scores if job.after else {}
     return wording.headline(job.task, [name for name, score in measured.items() if score.n] or list(measured))
 

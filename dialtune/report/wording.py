@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dialtune.grids import GridRecord
 from dialtune.results import Comparison, Constraint, Entry, Evaluation, Interval, ScoreEntry, Verdict
 
-# task: (what the model writes, the scores that may stand for the job, best first)
+# task: (what the model writes, the scores that may stand for the job, best first; `reward:` is any learned one)
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "summarize": ("Summaries", ("rougeL", "rougeL_max", "rouge1", "bleu")),
-    "respond": ("Replies", ("context_auc",)),
+    "respond": ("Replies", ("reward:", "context_auc", "relevance_reference")),
     "detoxify": (
         "Summaries",
         tuple(f"toxicity_mean:{scorer}" for scorer in ("ngrams", "alt-profanity-check", "lexicon", "minilm")),
@@ -21,7 +21,7 @@ _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 # task: scores shown beside the headline where there is room for a few only
 _BESIDE: Mapping[str, tuple[str, ...]] = {
     "summarize": ("rouge1", "bleu", "chrf"),
-    "respond": ("relevance_dialogue", "rougeL"),
+    "respond": ("relevance_reference", "relevance_dialogue", "rougeL"),
     "detoxify": ("toxicity_mean:minilm", "relevance_reference", "rougeL"),
 }
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
@@ -167,22 +167,39 @@ def rows(task: str, n: int, n_dialogues: int | None = None) -> str:
     return words if n_dialogues is None else f"{words} in {dialogues(n_dialogues)}"
 
 
-def headline(task: str, names: Sequence[str], trained: str | None = None) -> str | None:
+def headline(task: str, names: Sequence[str], trained: str | None = None, rewarded: Collection[str] = ()) -> str | None:
     """The score that stands for the job: the task's own if it is there, else the first; None if there is none.
 
-    The scorer that was the reward (`trained`) stands for a job only where there is no other.
+    What the model was trained on, the scorer `trained` and the scores in `rewarded`, stands for a job only where there
+    is no other.
+
+    >>> headline("respond", ["bleu", "reward:judge"])
+    'reward:judge'
+    >>> headline("respond", ["bleu", "reward:judge"], rewarded=["reward:judge"])
+    'bleu'
     """
     preferred = _TASKS.get(task, ("", ()))[1]
-    met = [name for name in names if not (trained and name.startswith("toxicity_") and name.endswith(f":{trained}"))]
-    return next((name for group in (met, names) for name in (*preferred, *group) if name in group), None)
+    learned_from = {name for name in names if trained and name.startswith("toxicity_") and name.endswith(f":{trained}")}
+    met = [name for name in names if name not in learned_from.union(rewarded)]
+    ranked = [(group, wanted) for group in (met, names) for wanted in (*preferred, *group)]
+    return next((name for group, wanted in ranked for name in group if _is(name, wanted)), None)
+
+
+def _is(name: str, wanted: str) -> bool:
+    return name.startswith(wanted) if wanted.endswith(":") else name == wanted
 
 
 def key_scores(task: str, comparison: Comparison) -> list[str]:
     """The headline and up to three scores that belong beside it, those that were compared."""
     scored = [name for name, entry in comparison.scores.items() if entry.before is not None and entry.after is not None]
     trained = comparison.jury.trained if comparison.jury else None
-    first = headline(task, scored, trained)
+    first = headline(task, scored, trained, rewarded(comparison))
     return list(dict.fromkeys(name for name in (first, *_BESIDE.get(task, ())) if name in scored))
+
+
+def rewarded(comparison: Comparison) -> list[str]:
+    """The scores that say themselves that they are no evidence, since the model was trained on them."""
+    return [name for name, entry in comparison.scores.items() if "also trained the model" in (entry.note or "")]
 
 
 def comparison_sentence(task: str, name: str, entry: Entry, constraints: Mapping[str, Constraint] | None = None) -> str:

@@ -66,6 +66,17 @@ def test_replies_are_counted_as_such_with_the_dialogues_they_come_from(made: Any
     )
 
 
+def test_replies_are_told_by_a_judge_unless_it_trained_the_model(made: Any) -> None:
+    before, after = (made.evaluation([20.0] * 40, name=name) for name in "ab")
+    entries = {"bleu": made.entry(1, 2), "context_auc": made.entry(0.8, 0.9), "reward:judge": made.entry(0.6, 0.7)}
+    assert wording.key_scores("respond", made.comparison(before, after, entries))[0] == "reward:judge"
+    note = "this reward also trained the model: a gain in it is no evidence; judge by another"
+    entries["reward:judge"] = entries["reward:judge"].model_copy(update={"note": note})
+    assert wording.key_scores("respond", made.comparison(before, after, entries))[0] == "context_auc"
+    only = {"reward:judge": entries["reward:judge"]}
+    assert wording.key_scores("respond", made.comparison(before, after, only)) == ["reward:judge"]
+
+
 def test_the_tally_counts_the_scores_that_got_worse(made: Any) -> None:
     before, after = (made.evaluation([20.0] * 40, name=name) for name in "ab")
     entries = {
