@@ -69,7 +69,8 @@ def recipe(start: Path, files: Mapping[str, str], out: Path, *more: str) -> RLCo
     """The packaged recipe on a tiny start policy and tiny files; what a tiny model's noise cannot earn is replaced."""
     small = [
         f"model={start}", f"output_dir={out}", "max_steps=2", "eval_steps=1", "num_generations=4", "bf16=false",
-        "max_completion_length=24", "rewards={length: 1.0}", "alarm_scorer=null", "lora=null", "data.test=null",
+        "rollout_batch_size=4", "temperature=1", "max_completion_length=24",
+        "rewards={length: 1.0}", "alarm_scorer=null", "lora=null", "data.test=null",
         "constraint.baseline_prompts=8", "truncation=mask", "learning_rate=1e-3",
         *(f"data.{name}={path}" for name, path in files.items()),
     ]  # fmt: skip
