@@ -62,13 +62,15 @@ def main() -> None:
 
 
 def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
-    """Cleaned dialogues of three splits, none of which holds a dialogue of another."""
-    files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    """Cleaned dialogues of three splits, none of which holds a dialogue of another; the judge learns from its own."""
+    files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test", "judge")}
     if all(file.is_file() for file in files.values()):
         return files
     folder.mkdir(parents=True, exist_ok=True)
     source = shared_data(options.shared) / "dailydialog"
-    raw = {split: read_examples(source / f"dialogues_{split}.txt.gz").examples for split in files}
+    raw = {
+        split: read_examples(source / f"dialogues_{split}.txt.gz").examples for split in ("train", "validation", "test")
+    }
     found = {split: clean_examples(examples, ("tokenised_spacing",)).examples for split, examples in raw.items()}
     test = found["test"]
     validation, lost_validation = without_leaks(found["validation"], {"test": test})
@@ -78,6 +80,7 @@ def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         "train": train[: options.train_dialogues],
         "validation": validation[: options.validation_dialogues],
         "test": test[: options.test_dialogues],
+        "judge": train[-options.judge_dialogues :],
     }
     for split, examples in kept.items():
         rows = (json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples)
@@ -87,11 +90,11 @@ def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
 
 
 def learn_judge(out: Path, files: dict[str, Path]) -> str:
-    """A reward from true against wrong contexts of the training dialogues; it judges and never trains."""
+    """A reward from true against wrong contexts; it judges and never trains."""
     if not (out / "CARD.md").is_file():
         text = (
             f"task: respond\noutput_dir: {out}\nseed: 0\n"
-            f"data: {{train: {files['train']}, validation: {files['validation']}}}\n"
+            f"data: {{train: {files['judge']}, validation: {files['validation']}}}\n"
         )
         run_reward(check_reward_text(text, "benchmark"), resume="newest", on_event=progress)
     return str(out)
@@ -164,6 +167,7 @@ def parse() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--train-dialogues", type=int, default=20_000 if gpu else 500)
+    parser.add_argument("--judge-dialogues", type=int, default=3000, help="the last training dialogues: the judge's")
     parser.add_argument("--validation-dialogues", type=int, default=500 if gpu else 60)
     parser.add_argument("--test-dialogues", type=int, default=500 if gpu else 260)
     parser.add_argument("--per-dialogue", type=int, default=2, help="replies judged of each test dialogue")

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,13 +17,7 @@ from dialtune.errors import DataError
 from dialtune.labs import own_recipe, own_rows, own_shares
 from dialtune.models.base import Sampling
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write(path: Path, n: int, *, summary: bool = True) -> Path:

@@ -7,21 +7,19 @@ from typing import Annotated
 import typer
 
 from dialtune.cli.progress import training
-from dialtune.cli.run import Overrides, Resumable, recipe_key
+from dialtune.cli.run import Config, Force, Overrides, Recipe, Resumable, Resume, one_recipe, recipe_key
 
 app = typer.Typer()
 
 
 @app.command(cls=Resumable)
 def reward(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file or a packaged name.")] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="The same as RECIPE.")] = None,
+    recipe: Recipe = None,
+    config: Config = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="[CHECKPOINT]", help="Go on from the newest, or from this one.")
-    ] = None,
+    resume: Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be learned from; train nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
+    force: Force = False,
     model: Annotated[str | None, recipe_key("model", "The encoder: packaged name, folder or hub name.")] = None,
     data: Annotated[str | None, recipe_key("data", "Dialogues, ratings or preference pairs to learn from.")] = None,
     validation: Annotated[str | None, recipe_key("validation", "Rows that choose, calibrate and report.")] = None,
@@ -38,9 +36,7 @@ def reward(
         "model": model, "data": data, "data__validation": validation, "output_dir": output_dir, "seed": seed,
         "num_train_epochs": num_train_epochs, "max_steps": max_steps, "learning_rate": learning_rate,
     }  # fmt: skip
-    if recipe and config:
-        raise typer.BadParameter("RECIPE and --config are the same thing; give one")
-    loaded = load_reward_config(recipe or config, overrides or (), **flags)
+    loaded = load_reward_config(one_recipe(recipe, config), overrides or (), **flags)
     from dialtune.trainers.reward_run import preview_reward, run_reward  # torch, so only once the recipe is good
 
     if dry_run:

@@ -7,20 +7,18 @@ from typing import Annotated
 import typer
 
 from dialtune.cli.progress import training
-from dialtune.cli.run import Model, Overrides, Resumable, recipe_key
+from dialtune.cli.run import Config, Force, Model, Overrides, Recipe, Resumable, Resume, one_recipe, recipe_key
 
 app = typer.Typer()
 
 
 @app.command(cls=Resumable)
 def rl(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file or a packaged name.")] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="The same as RECIPE.")] = None,
+    recipe: Recipe = None,
+    config: Config = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="[CHECKPOINT]", help="Go on from the newest, or from this one.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
+    resume: Resume = None,
+    force: Force = False,
     model: Model = None,
     data: Annotated[str | None, recipe_key("data", "Dialogues to sample summaries or replies of.")] = None,
     validation: Annotated[str | None, recipe_key("validation", "Dialogues that choose the checkpoint.")] = None,
@@ -40,9 +38,7 @@ def rl(
         "max_steps": max_steps, "num_generations": num_generations, "learning_rate": learning_rate, "beta": beta,
         "seed": seed,
     }  # fmt: skip
-    if recipe and config:
-        raise typer.BadParameter("RECIPE and --config are the same thing; give one")
-    loaded = load_rl_config(recipe or config, overrides or (), **flags)
+    loaded = load_rl_config(one_recipe(recipe, config), overrides or (), **flags)
     from dialtune.trainers.rl_run import run_rl  # torch, so only once the recipe is known to be good
 
     with training(loaded.logging_steps) as show:

@@ -72,6 +72,19 @@ DropLeaks = Annotated[
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key; repeatable.")]
+Recipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file or a packaged name.")]
+Config = Annotated[str | None, typer.Option("--config", "-c", help="The same as RECIPE.")]
+Resume = Annotated[
+    str | None, typer.Option("--resume", metavar="[CHECKPOINT]", help="Go on from the newest, or from this one.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")]
+
+
+def one_recipe(recipe: str | None, config: str | None) -> str | None:
+    """The recipe, which has two spellings."""
+    if recipe and config:
+        raise typer.BadParameter("RECIPE and --config are the same thing; give one")
+    return recipe or config
 
 
 @app.command()
@@ -102,14 +115,12 @@ def demo(
 
 @app.command(cls=Resumable)
 def sft(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file or a packaged name.")] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="The same as RECIPE.")] = None,
+    recipe: Recipe = None,
+    config: Config = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="[CHECKPOINT]", help="Go on from the newest, or from this one.")
-    ] = None,
+    resume: Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained on; train nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data changed.")] = False,
+    force: Force = False,
     drop_leaks: DropLeaks = None,
     model: Model = None,
     data: Annotated[str | None, recipe_key("data", "Rows to learn from.")] = None,
@@ -141,9 +152,7 @@ def sft(
         "per_device_train_batch_size": per_device_train_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps, "data__leaks": leaks_policy(drop_leaks),
     }  # fmt: skip
-    if recipe and config:
-        raise typer.BadParameter("RECIPE and --config are the same thing; give one")
-    loaded = load_runs(recipe or config, overrides or (), **flags)
+    loaded = load_runs(one_recipe(recipe, config), overrides or (), **flags)
     if dry_run:
         print_preview(loaded)
     else:

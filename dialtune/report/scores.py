@@ -37,10 +37,7 @@ class ScoreLine:
 def headline(job: Job) -> str | None:
     """The score that stands for the job; None if there is none."""
     if job.comparison:
-        scores = job.comparison.scores
-        scored = [name for name, entry in scores.items() if entry.before is not None and entry.after is not None]
-        trained = job.comparison.jury.trained if job.comparison.jury else None
-        return wording.headline(job.task, scored or list(scores), trained, wording.rewarded(job.comparison))
+        return wording.compared_headline(job.task, job.comparison)
     measured = job.after.scores if job.after else {}
     return wording.headline(job.task, [name for name, score in measured.items() if score.n] or list(measured))
 

@@ -191,10 +191,20 @@ def _is(name: str, wanted: str) -> bool:
 
 def key_scores(task: str, comparison: Comparison) -> list[str]:
     """The headline and up to three scores that belong beside it, those that were compared."""
-    scored = [name for name, entry in comparison.scores.items() if entry.before is not None and entry.after is not None]
-    trained = comparison.jury.trained if comparison.jury else None
-    first = headline(task, scored, trained, rewarded(comparison))
+    scored = _scored(comparison)
+    first = compared_headline(task, comparison)
     return list(dict.fromkeys(name for name in (first, *_BESIDE.get(task, ())) if name in scored))
+
+
+def compared_headline(task: str, comparison: Comparison) -> str | None:
+    """The headline among the scores that both sides have, or among all if no score is."""
+    trained = comparison.jury.trained if comparison.jury else None
+    return headline(task, _scored(comparison) or list(comparison.scores), trained, rewarded(comparison))
+
+
+def _scored(comparison: Comparison) -> list[str]:
+    scores = comparison.scores.items()
+    return [name for name, entry in scores if entry.before is not None and entry.after is not None]
 
 
 def rewarded(comparison: Comparison) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from dialtune.config.reward_schema import RewardConfig
+from dialtune.config.schema import RunConfig
 from dialtune.models.base import LanguageModel, pad_right
 from dialtune.seeds import seed_for
 from dialtune.types import Prompt
@@ -15,6 +18,29 @@ from dialtune.types import Prompt
 # Rows are sorted by length inside pools of this many batches: nearly the padding of a full sort, still a new mixture
 # each epoch. Data that fits in one pool keeps its mixture and changes its order.
 POOL = 50
+
+
+class Epochs:
+    """How many updates a run by epochs has, and what is due when; a plan says which batches they are."""
+
+    __slots__ = ()
+    config: RunConfig | RewardConfig
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in a pass over the data."""
+        raise NotImplementedError
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the run: max_steps if there are any, else those of all epochs."""
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        return max(1, math.ceil(self.config.num_train_epochs * self.steps_per_epoch))
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something done every so many updates (0: at the end of each epoch) is due after `step` updates."""
+        return step == self.total_steps or step % (every or self.steps_per_epoch) == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dialtune.config.reward_schema import RewardConfig
 from dialtune.errors import CheckpointError, InterruptedRunError
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
 from dialtune.seeds import seed_for
-from dialtune.trainers.batching import epoch_batches
+from dialtune.trainers.batching import Epochs, epoch_batches
 from dialtune.trainers.contrast import Lessons, lessons_of
 from dialtune.trainers.reward_network import CPU, RewardNetwork
 from dialtune.trainers.sft import OnEvent, ignore_events
@@ -36,7 +36,7 @@ class RewardState:
 
 
 @dataclass(frozen=True, slots=True)
-class RewardPlan:
+class RewardPlan(Epochs):
     """Which dialogues an update sees."""
 
     dialogues: tuple[tuple[Example, ...], ...]  # usable replies of each
@@ -45,12 +45,6 @@ class RewardPlan:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.batches(0))
-
-    @property
-    def total_steps(self) -> int:
-        if self.config.max_steps > 0:
-            return self.config.max_steps
-        return max(1, math.ceil(self.config.num_train_epochs * self.steps_per_epoch))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The epoch's batches of dialogues; a last one of a single dialogue joins the one before it."""
@@ -69,10 +63,6 @@ class RewardPlan:
         examples = [example for dialogue in batch for example in self.dialogues[dialogue]]
         seed = seed_for(self.config.seed, "comparisons", epoch)
         return lessons_of(examples, self.config, n=self.config.comparisons, seed=seed)
-
-    def is_due(self, step: int, every: int) -> bool:
-        """Whether something done every so many updates (0: at the end of each epoch) is due after `step` updates."""
-        return step == self.total_steps or step % (every or self.steps_per_epoch) == 0
 
 
 def train_reward(  # noqa: PLR0913  what a run depends on is stated by the caller

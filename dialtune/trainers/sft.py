@@ -28,7 +28,7 @@ from dialtune.models.base import LanguageModel
 from dialtune.models.loading import save_model
 from dialtune.runs import RunFolder, append_row, sync_rows, truncate_rows
 from dialtune.seeds import seed_for
-from dialtune.trainers.batching import TokenRow, epoch_batches, learned_logprobs
+from dialtune.trainers.batching import Epochs, TokenRow, epoch_batches, learned_logprobs
 from dialtune.trainers.signals import stop_on_signals
 from dialtune.trainers.update import Updater, compute_dtype
 
@@ -55,7 +55,7 @@ class TrainState:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Epochs):
     """Which batches an update is made of."""
 
     lengths: tuple[int, ...]
@@ -66,12 +66,6 @@ class Plan:
         batches = math.ceil(len(self.lengths) / self.config.per_device_train_batch_size)
         return math.ceil(batches / self.config.gradient_accumulation_steps)
 
-    @property
-    def total_steps(self) -> int:
-        if self.config.max_steps > 0:
-            return self.config.max_steps
-        return max(1, math.ceil(self.config.num_train_epochs * self.steps_per_epoch))
-
     def batches(self, epoch: int) -> list[list[int]]:
         return epoch_batches(
             self.lengths,
@@ -80,10 +74,6 @@ class Plan:
             epoch=epoch,
             group_by_length=self.config.group_by_length,
         )
-
-    def is_due(self, step: int, every: int) -> bool:
-        """Whether something done every so many updates (0: at the end of each epoch) is due after `step` updates."""
-        return step == self.total_steps or step % (every or self.steps_per_epoch) == 0
 
 
 def train_sft(  # noqa: PLR0913  what a run depends on is stated by the caller

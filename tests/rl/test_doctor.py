@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,7 @@ MODEL = ("D01", "D02", "D03", "D04", "D05", "D06", "D07", "D08", "D09", "D10", "
 REWARD = ("D18", "D19", "D20", "D21")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def prepared_for(kind: str = "t5", tmp_path: Path = Path("unused"), reward: Any = None, **settings: Any) -> Prepared:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,7 @@ from dialtune.rl.advantages import generalized_advantages, shaped_rewards, white
 from dialtune.trainers.method import Measured, with_old
 from dialtune.trainers.rl_run import prepare
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_ppo_advantages_are_those_of_the_pure_functions_with_the_value_behind_a_cut(

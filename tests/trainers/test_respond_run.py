@@ -6,12 +6,10 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import make_model
 
 from dialtune.config.schema import RunConfig
@@ -26,12 +24,7 @@ SAID = ["Where is the {}?", "Behind the old {}, I think.", "Did you look there?"
 PLACES = ["bridge", "station", "kitchen", "market", "harbor", "museum"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
