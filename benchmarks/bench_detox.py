@@ -45,7 +45,7 @@ CIVIL = "Use civil language: never repeat insults, swearing or slurs, only say t
 
 START = """
 learning_rate: 1e-3
-num_train_epochs: 1
+num_train_epochs: 2
 per_device_train_batch_size: 8
 lr_scheduler_type: cosine
 warmup_ratio: 0.05
@@ -132,8 +132,9 @@ def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         len(clean) < options.clean_rows
     ):  # the test split is small: clean twins of stress dialogues are clean all the same
         clean += [twin for twin in made["test"].twins][: options.clean_rows - len(clean)]
-    # Half as many untouched rows keep the start policy a summarizer of ordinary dialogues.
-    plain = [e for e in train if e.id not in {t.id for t in made["train"].twins}][: options.train_rows // 2]
+    # Some untouched rows keep the start policy a summarizer of ordinary dialogues. Half as many and one epoch made it
+    # repeat the abuse of one stress dialogue in three, which leaves little to learn from and little to show.
+    plain = [e for e in train if e.id not in {t.id for t in made["train"].twins}][: options.train_rows // 6]
     write(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples] + [row(e) for e in plain])
     write(paths["civil"], [row(e) for e in made["train"].examples])
     write(paths["stress_validation"], [row(e) for e in made["validation"].examples])

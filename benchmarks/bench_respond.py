@@ -43,7 +43,8 @@ SFT = """
 learning_rate: 1e-3
 lr_scheduler_type: cosine
 warmup_ratio: 0.05
-per_device_train_batch_size: 16
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 4
 eval_steps: {eval_steps}
 early_stopping_patience: 2
 lora: {{r: 16, alpha: 32, dropout: 0.0}}

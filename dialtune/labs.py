@@ -119,8 +119,8 @@ def respond(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None
     recipe = respond_recipe(folder, _written(_short_chats(), folder / "data"))
     say("respond: a judge learns which reply fits where")
     judge_of = run_reward(respond_judge_recipe(folder), on_event=on_event)
-    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=3)
-    test = reply_data(read_examples("chitchat:test", limit=130), turns)
+    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=2)
+    test = reply_data(read_examples("chitchat:test", limit=150), turns)
     leakage = _leakage(read_examples(recipe.data.train), replace(test, examples=test.dialogues))
 
     def judge(model: str, side: str) -> Evaluation:
@@ -157,7 +157,7 @@ def respond_recipe(folder: Path, files: Mapping[str, str]) -> RunConfig:
 
 def respond_judge_recipe(folder: Path) -> RewardConfig:
     """The judge of lab 2: which reply was given where, in chats of the training split; none of them is judged."""
-    data = {"train": "chitchat:train", "validation": "chitchat:validation", "max_train_rows": 600}
+    data = {"train": "chitchat:train", "validation": "chitchat:validation", "max_train_rows": 450}
     values = {"data": {**data, "turns": {"per_dialogue": 4}}, "output_dir": str(folder / "judge")}
     return RewardConfig.model_validate(values)
 
@@ -197,8 +197,8 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
             "output_dir": str(folder / "train"),
             "lora": {"r": 16, "dropout": 0.0},
-            "max_steps": 12,
-            "eval_steps": 6,
+            "max_steps": 10,
+            "eval_steps": 5,
             "learning_rate": 5e-4,
             "beta": 0.02,
             "rollout_batch_size": 4,

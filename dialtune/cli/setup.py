@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dialtune.cli.run import Model, Overrides
 
 app = typer.Typer()
 config_app = typer.Typer(no_args_is_help=True, help="Show a recipe resolved; explain its keys.")
@@ -19,11 +22,15 @@ def doctor(
         str | None, typer.Argument(metavar="[RECIPE]", help="After rl: run every check before its first update.")
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
+    overrides: Overrides = None,
+    model: Model = None,
 ) -> None:
     """Show the machine: versions, devices, assets, disk, and what to do."""
     if recipe == "rl":
-        _examine_rl(rl_recipe)
+        _examine_rl(rl_recipe, overrides or (), model)
         return
+    if recipe is None and (overrides or model):
+        raise typer.BadParameter("--set and --model change a recipe; give one: dialtune doctor RECIPE")
     from dialtune.config.loading import load_any_config
     from dialtune.diagnosis import examine
 
@@ -33,18 +40,18 @@ def doctor(
         if finding.action:
             typer.echo(f"             -> {finding.action}")
     if recipe is not None:
-        config = load_any_config(recipe)
+        config = load_any_config(recipe, overrides or (), model=model)
         typer.echo(f"  recipe     {recipe}: valid, fingerprint {config.fingerprint[:12]}")
     open_points = sum(bool(finding.action) for finding in findings)
     typer.echo("all well" if not open_points else f"{open_points} to look at, marked with !")
 
 
-def _examine_rl(recipe: str | None) -> None:
+def _examine_rl(recipe: str | None, overrides: Sequence[str], model: str | None) -> None:
     from dialtune.config.loading import load_rl_config
 
     if recipe is None:
         raise typer.BadParameter("give a recipe: dialtune doctor rl RECIPE")
-    config = load_rl_config(recipe)
+    config = load_rl_config(recipe, overrides, model=model)
     from dialtune.trainers.rl_run import check_rl
 
     checks = check_rl(config)

@@ -85,9 +85,9 @@ def load_reward_config(path: str | Path | None, overrides: Sequence[str] = (), *
     return _validated(read_layers(path, overrides, flags), RewardConfig)
 
 
-def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+def load_any_config(path: str | Path, overrides: Sequence[str] = (), **flags: object) -> TrainingConfig:
     """The same for any: a recipe that names a `method` is one of reinforcement learning, `signals` one of a reward."""
-    layers = read_layers(path, overrides, {})
+    layers = read_layers(path, overrides, flags)
     named = {key[0] for layer in layers for key in layer.values if key}
     if "signals" in named:
         return _validated(layers, RewardConfig)

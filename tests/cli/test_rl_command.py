@@ -194,8 +194,18 @@ def test_the_doctor_prints_a_line_for_each_check_and_exits_0(capsys):
     assert not Path("run").exists()
 
 
+def test_the_doctor_opens_the_model_that_it_is_told_and_names_a_wrong_key(capsys):
+    assert run_command(["doctor", "rl", recipe(), "--model", "nowhere/at-all"]) == 2
+    assert "nowhere/at-all" in capsys.readouterr().err
+    assert run_command(["doctor", recipe(), "--set", "num_generatons=4"]) == 2
+    assert "num_generatons" in capsys.readouterr().err
+    assert run_command(["doctor", "--model", "m"]) == 2
+    assert "give one: dialtune doctor RECIPE" in capsys.readouterr().err
+
+
 def test_the_doctor_marks_what_failed_and_exits_1(capsys):
-    assert run_command(["doctor", "rl", recipe(max_completion_length=2, constraint=None)]) == 1
+    changes = ["--set", "max_completion_length=2", "--set", "constraint=null"]
+    assert run_command(["doctor", "rl", recipe(), *changes]) == 1
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("! D04")]
     assert len(lines) == 1
