@@ -119,8 +119,8 @@ def respond(folder: Path, say: Say, on_event: OnEvent, progress: Progress | None
     recipe = respond_recipe(folder, _written(_short_chats(), folder / "data"))
     say("respond: a judge learns which reply fits where")
     judge_of = run_reward(respond_judge_recipe(folder), on_event=on_event)
-    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=2)
-    test = reply_data(read_examples("chitchat:test", limit=150), turns)
+    turns = TurnsConfig(system=_CHAT, window=4, per_dialogue=3)
+    test = reply_data(read_examples("chitchat:test", limit=130), turns)
     leakage = _leakage(read_examples(recipe.data.train), replace(test, examples=test.dialogues))
 
     def judge(model: str, side: str) -> Evaluation:
@@ -184,7 +184,7 @@ def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | Non
 def start_recipe(folder: Path) -> RunConfig:
     """Lab 3's start policy: lab 1's settings on the blunt summaries."""
     values = summarize_recipe(folder).model_dump(exclude_unset=True)
-    data = {"train": "packaged:train:blunt", "validation": "packaged:validation:blunt"}
+    data = {"train": "packaged:train:blunt", "validation": "packaged:validation:blunt", "max_train_rows": 128}
     return RunConfig.model_validate(values | {"data": data, "output_dir": str(folder / "start")})
 
 
@@ -197,12 +197,12 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
             "output_dir": str(folder / "train"),
             "lora": {"r": 16, "dropout": 0.0},
-            "max_steps": 10,
+            "max_steps": 9,
             "eval_steps": 5,
             "learning_rate": 5e-4,
             "beta": 0.02,
             "rollout_batch_size": 4,
-            "num_generations": 8,
+            "num_generations": 6,
             "constraint": {"baseline_prompts": 8, "learning_rate": 0.5, "length": (0.95, 1.3)},
             "max_completion_length": 64,
         }
