@@ -58,7 +58,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     """A run that takes almost nothing and writes into `folder`; the package is the one of this checkout."""
     paths = os.pathsep.join(filter(None, [more.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH", "")]))
     quick = {"DIALTUNE_NOTEBOOK_QUICK": "1", "DIALTUNE_NOTEBOOK_RUNS": str(folder / "runs"), "PYTHONPATH": paths}
-    return os.environ | quick | {"OMP_NUM_THREADS": "2", "MPLBACKEND": "Agg"} | more
+    return os.environ | quick | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"} | more
 
 
 def run(command: list[str], folder: Path, env: dict[str, str]) -> str:
