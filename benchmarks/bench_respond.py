@@ -1,8 +1,10 @@
 """Job 2 on DailyDialog: SmolLM2 before and after learning the replies of its training dialogues, on unseen ones.
 
 Dialogues that validation or test holds too are taken out of training first. Judged greedily and paired, resampled by
-dialogue, by BLEU, ROUGE, chrF, similarity, what the model makes of the context, and a reward learned from which reply
-follows which context (`dialtune reward`), which trained nothing here. Every stage is a folder; `--work` goes on.
+dialogue, by BLEU, ROUGE, chrF, similarity, what the model makes of the context, and two rewards (`dialtune reward`)
+learned from dialogues that nothing else here reads, which train nothing: `contexts`, from which reply follows which
+context, and `people`, from that and from people's replies against the untrained model's to the same contexts.
+Every stage is a folder; `--work` goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ from dialtune.data.reading import read_examples
 from dialtune.data.stress import without_leaks
 from dialtune.data.turns import reply_data
 from dialtune.evaluation import read_evaluation, write_evaluation
-from dialtune.model_evaluation import evaluate_model, task_for
+from dialtune.generation import generate
+from dialtune.model_evaluation import evaluate_model, prompts_for, task_for
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.results import Evaluation
@@ -55,16 +59,17 @@ def main() -> None:
     options = parse()
     folder = Path(options.work or tempfile.mkdtemp(prefix="bench-respond-"))
     files = build_files(folder, options)
-    judge = learn_judge(folder / "judge", files)
+    judges = learn_judges(folder, files, options)
     tuned = train(folder / "sft", files, options)
-    before = evaluate(folder / "before", options.model, files, judge, options)
-    after = evaluate(folder / "after", tuned, files, judge, options)
+    before = evaluate(folder / "before", options.model, files, judges, options)
+    after = evaluate(folder / "after", tuned, files, judges, options)
     report(folder, before, after, options)
 
 
 def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
-    """Cleaned dialogues of three splits, none of which holds a dialogue of another; the judge learns from its own."""
-    files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test", "judge")}
+    """Cleaned dialogues of three splits, none of which holds a dialogue of another; the judges have their own."""
+    names = ("train", "validation", "test", "judge_train", "judge_validation")
+    files = {name: folder / f"{name}.jsonl" for name in names}
     if all(file.is_file() for file in files.values()):
         return files
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,8 @@ def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         "train": train[: options.train_dialogues],
         "validation": validation[: options.validation_dialogues],
         "test": test[: options.test_dialogues],
-        "judge": train[-options.judge_dialogues :],
+        "judge_train": train[-options.judge_dialogues :],
+        "judge_validation": validation[-options.judge_dialogues // 10 :],
     }
     for split, examples in kept.items():
         rows = (json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples)
@@ -90,15 +96,41 @@ def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     return files
 
 
-def learn_judge(out: Path, files: dict[str, Path]) -> str:
-    """A reward from true against wrong contexts; it judges and never trains."""
-    if not (out / "CARD.md").is_file():
-        text = (
-            f"task: respond\noutput_dir: {out}\nseed: 0\n"
-            f"data: {{train: {files['judge']}, validation: {files['validation']}}}\n"
-        )
-        run_reward(check_reward_text(text, "benchmark"), resume="newest", on_event=progress)
-    return str(out)
+def learn_judges(folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[str]:
+    """Folders of the two rewards, `contexts` and `people`."""
+    sources = {split: answered(folder, files, split, options) for split in ("train", "validation")}
+    judges = {"contexts": "{contexts: 1}", "people": "{preferences: 1, contexts: 1}"}
+    for name, signals in judges.items():
+        out = folder / name
+        if not (out / "CARD.md").is_file():
+            data = f"{{train: {sources['train']}, validation: {sources['validation']}}}"
+            text = f"task: respond\noutput_dir: {out}\nseed: 0\nsignals: {signals}\ndata: {data}\n"
+            run_reward(check_reward_text(text, "benchmark"), resume="newest", on_event=progress)
+    return [str(folder / name) for name in judges]
+
+
+def answered(folder: Path, files: dict[str, Path], split: str, options: argparse.Namespace) -> Path:
+    """Every reply of a judge's dialogues as a row; some have what the untrained model says there as `rejected`."""
+    out = folder / f"judge_{split}.answered.jsonl"
+    if out.is_file():
+        return out
+    dialogues = read_examples(files[f"judge_{split}"])
+    n_asked = min(options.asked_dialogues, len(dialogues.examples)) if split == "train" else len(dialogues.examples)
+    asked = reply_data(
+        replace(dialogues, examples=dialogues.examples[:n_asked]), TurnsConfig(system=SYSTEM, per_dialogue=1)
+    ).examples
+    model, (task, budget) = load_model(options.model), task_for("respond", options.model)
+    completions = generate(
+        model, prompts_for(model, asked, task, budget or 1024), Sampling(max_new_tokens=40),
+        batch_size=options.batch_size, progress=lambda done, total: print(f"{out.stem}: {done}/{total}", flush=True),
+    )  # fmt: skip
+    said = {completion.example_id: completion.text for completion in completions}
+    rows = [
+        to_row(example) | ({"rejected": said[example.id]} if example.id in said else {})
+        for example in reply_data(dialogues).examples
+    ]
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return out
 
 
 def train(out: Path, files: dict[str, Path], options: argparse.Namespace) -> str:
@@ -110,15 +142,18 @@ def train(out: Path, files: dict[str, Path], options: argparse.Namespace) -> str
     return str(run_sft(check_text(text, "benchmark"), resume="newest", on_event=progress))
 
 
-def evaluate(out: Path, model: str, files: dict[str, Path], judge: str, options: argparse.Namespace) -> Evaluation:
+def evaluate(
+    out: Path, model: str, files: dict[str, Path], judges: list[str], options: argparse.Namespace
+) -> Evaluation:
     if (out / "eval.json").is_file():
         return read_evaluation(out)
     turns = TurnsConfig(system=SYSTEM, per_dialogue=options.per_dialogue)
     data = reply_data(read_examples(files["test"]), turns)
     print(f"{out.name}: {len(data.examples)} replies", flush=True)
     task, budget = task_for("respond", model)
+    metrics = [*METRICS, *(f"reward:{judge}" for judge in judges)]
     evaluation = evaluate_model(
-        load_model(model), data, task, sampling=Sampling(max_new_tokens=40), metrics=[*METRICS, f"reward:{judge}"],
+        load_model(model), data, task, sampling=Sampling(max_new_tokens=40), metrics=metrics,
         max_prompt_tokens=budget, batch_size=options.batch_size, leakage={"exact": 0, "near": 0},
         progress=lambda done, total: print(f"{out.name}: {done}/{total}", flush=True),
     )  # fmt: skip
@@ -143,15 +178,16 @@ def report(folder: Path, before: Evaluation, after: Evaluation, options: argpars
         if "eval_loss" in row
     ]
     print_table(losses)
-    reward = next(name for name in comparison.scores if name.startswith("reward:"))
-    chosen = {"bleu": "bleu", "rougeL": "rougeL", "reward": reward}
+    chosen = {"bleu": "bleu", "rougeL": "rougeL", "reward": "reward:people", "reward_contexts": "reward:contexts"}
     headline: dict[str, float] = {}
     for short, name in chosen.items():
         score = comparison.scores[name]
         headline[f"{short}_relative"] = score.relative or 0.0
         headline[f"{short}_relative_ci_low"] = score.relative_ci[0] if score.relative_ci else 0.0
-    mrr = comparison.scores["context_mrr"]
-    headline["context_mrr_change_ci_low"] = mrr.ci[0] if mrr.ci else 0.0
+    # By the model's own likelihood; by cosine a model that repeats the context's words is the best of all.
+    for short, name in {"context_mrr": "context_ll_mrr", "context_mrr_cosine": "context_mrr"}.items():
+        mrr = comparison.scores[name]
+        headline[f"{short}_change_ci_low"] = mrr.ci[0] if mrr.ci else 0.0
     write_result(options.name, rows, headline, losses=losses, dialogues=len({r.id.split("#")[0] for r in after.rows}))
 
 
@@ -168,7 +204,10 @@ def parse() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--train-dialogues", type=int, default=20_000 if gpu else 500)
-    parser.add_argument("--judge-dialogues", type=int, default=3000, help="the last training dialogues: the judge's")
+    parser.add_argument("--judge-dialogues", type=int, default=3000, help="the last training dialogues: the judges'")
+    parser.add_argument(
+        "--asked-dialogues", type=int, default=3000 if gpu else 1000, help="of these, answered by the untrained model"
+    )
     parser.add_argument("--validation-dialogues", type=int, default=500 if gpu else 60)
     parser.add_argument("--test-dialogues", type=int, default=500 if gpu else 260)
     parser.add_argument("--per-dialogue", type=int, default=2, help="replies judged of each test dialogue")
