@@ -103,7 +103,8 @@ def learn_judges(folder: Path, files: dict[str, Path], options: argparse.Namespa
     for name, signals in judges.items():
         out = folder / name
         if not (out / "CARD.md").is_file():
-            data = f"{{train: {sources['train']}, validation: {sources['validation']}}}"
+            # a row is an exchange here, and some short ones are in many dialogues
+            data = f"{{train: {sources['train']}, validation: {sources['validation']}, leaks: drop}}"
             text = f"task: respond\noutput_dir: {out}\nseed: 0\nsignals: {signals}\ndata: {data}\n"
             run_reward(check_reward_text(text, "benchmark"), resume="newest", on_event=progress)
     return [str(folder / name) for name in judges]
