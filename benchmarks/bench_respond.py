@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,7 @@ def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         "judge_validation": validation[-options.judge_dialogues // 10 :],
     }
     for split, examples in kept.items():
-        rows = (json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples)
-        files[split].write_text("".join(rows), encoding="utf-8")
+        write(files[split], [to_row(example) for example in examples])
         print(f"{split}: {len(examples)} dialogues", flush=True)
     return files
 
@@ -116,10 +116,8 @@ def answered(folder: Path, files: dict[str, Path], split: str, options: argparse
     if out.is_file():
         return out
     dialogues = read_examples(files[f"judge_{split}"])
-    n_asked = min(options.asked_dialogues, len(dialogues.examples)) if split == "train" else len(dialogues.examples)
-    asked = reply_data(
-        replace(dialogues, examples=dialogues.examples[:n_asked]), TurnsConfig(system=SYSTEM, per_dialogue=1)
-    ).examples
+    some = replace(dialogues, examples=dialogues.examples[: options.asked_dialogues])
+    asked = reply_data(some, TurnsConfig(system=SYSTEM, per_dialogue=1)).examples
     model, (task, budget) = load_model(options.model), task_for("respond", options.model)
     completions = generate(
         model, prompts_for(model, asked, task, budget or 1024), Sampling(max_new_tokens=40),
@@ -130,8 +128,12 @@ def answered(folder: Path, files: dict[str, Path], split: str, options: argparse
         to_row(example) | ({"rejected": said[example.id]} if example.id in said else {})
         for example in reply_data(dialogues).examples
     ]
-    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write(out, rows)
     return out
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def train(out: Path, files: dict[str, Path], options: argparse.Namespace) -> str:
@@ -207,7 +209,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train-dialogues", type=int, default=20_000 if gpu else 500)
     parser.add_argument("--judge-dialogues", type=int, default=3000, help="the last training dialogues: the judges'")
     parser.add_argument(
-        "--asked-dialogues", type=int, default=3000 if gpu else 1000, help="of these, answered by the untrained model"
+        "--asked-dialogues",
+        type=int,
+        default=3000 if gpu else 1000,
+        help="at most so many are answered by the untrained model",
     )
     parser.add_argument("--validation-dialogues", type=int, default=500 if gpu else 60)
     parser.add_argument("--test-dialogues", type=int, default=500 if gpu else 260)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from reward_tiny import recipe as tiny_reward_recipe
 from tiny import make_model
 
@@ -43,10 +42,8 @@ def _learn_every_other_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny_demo(tmp_path, monkeypatch):
+def tiny_demo(tmp_path, monkeypatch, one_thread):
     """The demo on a tiny model and a few packaged dialogues."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path / "tiny-llama"
     folder.mkdir()
     make_model("llama").save(folder)
@@ -66,8 +63,7 @@ def tiny_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(labs, "summarize_recipe", small)
     monkeypatch.setattr(labs, "Sampling", lambda max_new_tokens: Sampling(max_new_tokens=4))
     _learn_every_other_reference(monkeypatch)
-    yield folder
-    torch.set_num_threads(threads)
+    return folder
 
 
 def test_the_demo_leaves_the_folders_that_the_report_reads(tiny_demo, tmp_path):

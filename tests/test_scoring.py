@@ -247,7 +247,8 @@ def test_a_row_to_which_a_reward_does_not_apply_is_null() -> None:
     [
         (
             ("toxcity",),
-            r"^scorer 'toxcity': unknown; did you mean 'toxicity'\? known: toxicity, minilm, .*, copy, .*or the",
+            r"^scorer 'toxcity': unknown; did you mean 'toxicity'\? known: toxicity, minilm, .*, copy, "
+            r"no_repetition, no_echo, or the",
         ),
         (("xyz",), r"^scorer 'xyz': unknown; known: toxicity"),
         (("rougeL",), r"^rougeL compares texts with references; add: --data FILE \(one row per text of a.txt\)$"),

@@ -40,11 +40,10 @@ def settle(resident: int) -> int:
         resident: what the first call returned, 0 at first.
     """
     now = _resident_bytes()
-    if not resident or now <= resident * GROWTH:
-        return resident or now
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return resident
+    if resident and now > resident * GROWTH:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return resident or now
 
 
 def _resident_bytes() -> int:
