@@ -100,6 +100,8 @@ def evaluate_completions(  # noqa: PLR0913  # what a score depends on is stated 
             template_sha256=template_sha256,
             dropped_turns=dropped_turns,
             leakage=dict(leakage) if leakage is not None else None,
+            limit=dataset.limit,
+            turns=dict(dataset.turns),
         ),
         decoding=decoding,
         n_total=len(examples),

@@ -41,6 +41,8 @@ class DataInfo(_Record):
     template_sha256: str
     dropped_turns: Count = 0  # turns cut to fit the token budget, over all rows
     leakage: dict[str, int] | None = None
+    limit: int | None = None  # rows read at most
+    turns: dict[str, str | int | bool] = {}  # what was asked of `data.turns`, where it is not the default
 
 
 class Decoding(_Record):

@@ -41,7 +41,8 @@ class DataSet:
 
     `counts` holds rows, examples, without_reference, regrouped (rows merged into the example before them) and one
     `dropped: <kind>` per kind of bad row. `references` is (min, max) per example. `dialogues` are the whole dialogues
-    that replies were made of (data/turns.py); empty where each example is one itself.
+    that replies were made of (data/turns.py); empty where each example is one itself. `limit` and `turns` are what was
+    asked for, so that a report can ask again: rows at most, and the settings of the replies that are not the default.
     """
 
     name: str
@@ -52,6 +53,8 @@ class DataSet:
     counts: Mapping[str, int] = field(default_factory=dict)
     references: tuple[int, int] = (0, 0)
     dialogues: tuple[Example, ...] = ()
+    limit: int | None = None
+    turns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -206,6 +209,7 @@ def read_examples(  # noqa: PLR0913 - keyword-only, each a flag of the command l
         problems=tuple(bad.problems),
         counts=counts,
         references=(min(numbers), max(numbers)),
+        limit=limit,
     )
 
 

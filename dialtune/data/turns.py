@@ -75,6 +75,7 @@ def reply_data(data: DataSet, settings: TurnsConfig | None = None) -> DataSet:
         dialogues=data.examples,
         counts={**data.counts, **counts},
         references=(min(numbers), max(numbers)),
+        turns=settings.model_dump(exclude_defaults=True),
     )
 
 

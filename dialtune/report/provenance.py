@@ -11,6 +11,7 @@ from dialtune.licences import data_licence, data_set, hub_name, model_licence
 from dialtune.report.reading import Job
 from dialtune.report.wording import clip, rows
 from dialtune.results import Evaluation, Method
+from dialtune.tasks import TASKS
 
 _FILE, _LINE = 12_000, 1000  # characters shown of a file and of a command
 _ENVIRONMENT = (
@@ -113,11 +114,23 @@ def _repeats(evaluation: Evaluation) -> bool:
 def _evaluate(evaluation: Evaluation, side: str) -> str:
     decoding = evaluation.decoding
     parts = ["dialtune", "evaluate", "--task", evaluation.task, "--data", evaluation.data.name]
-    parts += ["--reference", evaluation.data.reference, "--out", side]
+    for key, value in evaluation.data.turns.items():
+        parts += ["--turns", f"{key}={json.dumps(value, ensure_ascii=False)}"]
+    if evaluation.data.limit is not None:
+        parts += ["--limit", str(evaluation.data.limit)]
+    parts += ["--reference", evaluation.data.reference, "--out", side, *_metrics(evaluation)]
     if decoding.strategy == "file":
         return shlex.join([*parts, "--predictions", evaluation.model.name])
     parts += ["--model", evaluation.model.name, "--max_new_tokens", str(decoding.max_new_tokens)]
     return shlex.join([*parts, "--num_beams", str(decoding.num_beams), "--seed", str(decoding.seed)])
+
+
+def _metrics(evaluation: Evaluation) -> list[str]:
+    """Flags for the scores, where they are not those that the task brings by itself."""
+    own = TASKS[evaluation.task].metrics if evaluation.task in TASKS else ()
+    asked = [name for name in evaluation.scores if name not in own and name.removesuffix("_max") not in own]
+    missing = set(own) - set(evaluation.scores)
+    return [part for name in evaluation.scores for part in ("--metric", name)] if asked or missing else []
 
 
 def environment(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,19 @@ def test_an_unknown_reward_is_refused_before_anything_is_generated(tiny: dict[st
     assert evaluate(tiny["llama0"], "e", "--data", talks("t.txt", PLACES[:6]), "--metric", "reward:lenght") == 2
     assert "reward 'lenght': unknown; did you mean 'length'?" in capsys.readouterr().err
     assert not Path("e").exists()
+
+
+def test_the_command_that_a_report_shows_makes_the_same_file_again(tiny: dict[str, Path], capsys: Any) -> None:
+    asked = ["--turns", "system='Be brief: yes, or \"no\".'", "--turns", "window=2", "--turns", "speaker=second"]
+    data = talks("test.txt", PLACES)
+    assert evaluate(tiny["llama0"], "e", "--data", data, *asked, "--limit", "3", "--metric", "bleu") == 0
+    assert run_command(["report", "e", "--format", "json", "--out", "r.json"]) == 0
+    (command,) = [row["command"] for row in written("r.json")["jobs"][0]["commands"]]
+    first = written("e/eval.json")
+    assert first["n_total"] == 6
+    assert first["data"]["turns"] == {"system": 'Be brief: yes, or "no".', "window": 2, "speaker": "second"}
+
+    Path("e/eval.json").unlink()
+    program, *arguments = shlex.split(command)
+    assert (program, run_command([*arguments, "--out", "again"])) == ("dialtune", 0)
+    assert written("again/eval.json") == first

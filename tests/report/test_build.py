@@ -98,7 +98,8 @@ def test_everything_that_the_issue_asks_for_is_on_the_page(job: Path, made: Any)
         "cut by the token limit 1 1", "empty 1 1", "not scored by every score 0 0",  # counts
         "5e" * 32, "learning_rate: 0.0002", "torch 2.13.0",  # data fingerprint, config, versions
         "dialtune sft recipes/summarize-smollm2.yaml --set seed=0", "dialtune compare before after --seed 0",
-        "dialtune evaluate --task summarize --data packaged:test --reference mean --out before --model smollm2-135m "
+        "dialtune evaluate --task summarize --data packaged:test --reference mean --out before "
+        "--metric rougeL --metric rouge1 --metric bleu --metric length_ratio --model smollm2-135m "
         "--max_new_tokens 64 --num_beams 1 --seed 0",
     ):  # fmt: skip
         assert wanted in text, wanted
