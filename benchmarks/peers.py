@@ -30,6 +30,9 @@ SPEED = [
     ("sft", "seq2seq_ratio_same", "T5 of small size, 16 rows, the same batches for all, against Seq2SeqTrainer"),
     ("sft", "seq2seq_ratio_own", "the same, each tool's default batches"),
     ("sft", "seq2seq_ratio_grouped", "the same, peers told to group by length"),
+    ("rl", "grpo_vs_trl", "a GRPO step, SmolLM2-135M with LoRA, 2 prompts x 8 completions, against TRL's GRPOTrainer"),
+    ("rl", "ppo_seq2seq_vs_trl011", "a PPO step, T5 of small size, 16 prompts, against TRL 0.11.4's PPOTrainer"),
+    ("rl", "grpo_seq2seq_vs_trl011", "a GRPO step, the same size, 2 prompts x 8 completions, against the same"),
 ]
 RESULT = Path(__file__).parent / "results" / "peers.json"
 PEERS = {

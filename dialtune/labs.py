@@ -82,7 +82,7 @@ def summarize_recipe(folder: Path) -> RunConfig:
         {
             "task": "summarize",
             "model": "smollm2-135m",
-            "data": {"train": "packaged:train", "validation": "packaged:validation"},
+            "data": {"train": "packaged:train", "validation": "packaged:validation", "max_validation_rows": 20},
             "output_dir": str(folder / "train"),
             "num_train_epochs": 1,
             "per_device_train_batch_size": 8,
@@ -184,7 +184,8 @@ def detoxify(folder: Path, say: Say, on_event: OnEvent, progress: Progress | Non
 def start_recipe(folder: Path) -> RunConfig:
     """Lab 3's start policy: lab 1's settings on the blunt summaries."""
     values = summarize_recipe(folder).model_dump(exclude_unset=True)
-    data = {"train": "packaged:train:blunt", "validation": "packaged:validation:blunt", "max_train_rows": 128}
+    sources = {"train": "packaged:train:blunt", "validation": "packaged:validation:blunt"}
+    data = {**sources, "max_train_rows": 128, "max_validation_rows": 16}
     return RunConfig.model_validate(values | {"data": data, "output_dir": str(folder / "start")})
 
 
@@ -197,13 +198,13 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
             "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
             "output_dir": str(folder / "train"),
             "lora": {"r": 16, "dropout": 0.0},
-            "max_steps": 9,
-            "eval_steps": 5,
+            "max_steps": 8,
+            "eval_steps": 8,
             "learning_rate": 5e-4,
             "beta": 0.02,
             "rollout_batch_size": 4,
-            "num_generations": 6,
-            "constraint": {"baseline_prompts": 8, "learning_rate": 0.5, "length": (0.95, 1.3)},
+            "num_generations": 8,
+            "constraint": {"baseline_prompts": 16, "learning_rate": 0.5, "length": (0.95, 1.3)},
             "max_completion_length": 64,
         }
     )

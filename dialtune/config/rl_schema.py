@@ -39,7 +39,9 @@ class ConstraintConfig(Section):
         lt=1,
     )
     baseline_prompts: int = Field(
-        64, description="Prompts, each with num_generations completions, that measure the start policy once.", ge=2
+        64,
+        description="Prompts that measure the start policy once, with two completions each, or more of fewer.",
+        ge=2,
     )
 
 

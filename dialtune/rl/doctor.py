@@ -22,6 +22,7 @@ from dialtune.types import Example, FinishReason, Prompt
 MAX_TRUNCATED = 0.5
 MIN_SPREAD = 0.25
 FEW = 2  # prompts
+GRADIENT_PROMPTS = 4  # of which two backward passes are made
 STOP: FinishReason = "stop"
 LEAST_STEP = 0.01  # of the weights' norm; bf16 has 8 bits of precision
 
@@ -118,7 +119,10 @@ def examine(patient: Patient, *, trained: nn.Module, timed: Callable[[str], Any]
         _texts(model, rollout),
         _spread(rollout),
     ]  # fmt: skip
-    return found + _gradients(patient, trained, lambda: scored(), plain, rollout, limit)
+    part = rollout.part(everything[:GRADIENT_PROMPTS])
+    with torch.no_grad():
+        before = scored(part, part.query)  # not rows of `plain`: other neighbours, other rounding
+    return found + _gradients(patient, trained, lambda: scored(part, part.query), before, part, limit)
 
 
 def _repeated(query: Query, group: int) -> Query:

@@ -72,6 +72,21 @@ class Rollout:
         chosen = torch.tensor(list(prompts), device=self.response.device)
         return Query(self.query.ids[chosen], self.query.mask[chosen]).rows(0, len(prompts))
 
+    def part(self, prompts: Sequence[int]) -> Rollout:
+        """The rollout of these prompts alone."""
+        rows = self.rows(prompts)
+        per_row = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: value[rows] for name, value in per_row.items() if isinstance(value, Tensor)}
+        return replace(
+            self,
+            **chosen,
+            example_ids=tuple(self.example_ids[i] for i in prompts),
+            query=self.queries(prompts),
+            texts=tuple(self.texts[i] for i in rows.tolist()),
+            finish=tuple(self.finish[i] for i in rows.tolist()),
+            parts={name: part[rows] for name, part in self.parts.items()},
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, for a checkpoint."""
         named = {"query_ids": self.query.ids, "query_mask": self.query.mask}

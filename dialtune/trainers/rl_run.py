@@ -61,6 +61,8 @@ from dialtune.trainers.sft import OnEvent, ignore_events, seed_generators
 from dialtune.trainers.update import compute_dtype
 from dialtune.types import Example
 
+# Per prompt: prompts differ more than completions of one do, so many prompts bound a mean best; two show their spread.
+BASELINE_COMPLETIONS = 2
 CALIBRATION_ROWS = 64  # completions sampled at a time when the start policy is measured
 
 
@@ -201,9 +203,9 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
 def _calibrate(prepared: Prepared, *, least: bool = False) -> None:
     """Measure rewards and qualities of the start policy, with the decoding of the rollouts."""
     config, pool, model = prepared.config, prepared.pool, prepared.model
-    wanted = 4 if least else config.constraint.baseline_prompts if config.constraint else 16
+    wanted = 4 if least else config.constraint.baseline_prompts if config.constraint else 64
     rows = pool.draw(-1, min(wanted, len(pool.examples)))
-    group = config.num_generations  # a prompt is computed once, so its other completions cost little
+    group = min(-(-BASELINE_COMPLETIONS * wanted // len(rows)), config.num_generations)  # more of fewer prompts
     examples: list[Example] = []
     texts: list[str] = []
     lengths: list[int] = []

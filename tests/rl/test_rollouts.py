@@ -186,6 +186,20 @@ def test_rows_and_queries_of_some_prompts_stay_whole(policy: Any) -> None:
     assert both.ids[1][both.mask[1]].tolist() == policy.query_ids(PROMPTS[1].messages)
 
 
+def test_a_part_of_a_rollout_holds_whole_groups_in_every_field(policy: Any) -> None:
+    rollout = collected(policy)
+    part, rows = rollout.part([2, 0]), [8, 9, 10, 11, 0, 1, 2, 3]
+    assert (part.example_ids, part.group) == (("row-2", "row-0"), GROUP)
+    assert part.query.ids.equal(rollout.queries([2, 0]).ids)
+    assert (part.texts, part.finish) == (
+        tuple(rollout.texts[row] for row in rows),
+        tuple(rollout.finish[row] for row in rows),
+    )
+    assert all(part.parts[name].equal(values[rows]) for name, values in rollout.parts.items())
+    for field in ("response", "mask", "sampled_logprobs", "ref_logprobs", "rewards", "valid"):
+        assert getattr(part, field).equal(getattr(rollout, field)[rows]), field
+
+
 @given(n=st.integers(0, 40), size=st.integers(1, 12))
 def test_chunks_are_all_numbers_in_order_in_runs_of_a_size(n: int, size: int) -> None:
     found = chunks(n, size)
