@@ -75,17 +75,20 @@ class Rollout:
     def part(self, prompts: Sequence[int]) -> Rollout:
         """The rollout of these prompts alone."""
         rows = self.rows(prompts)
-        per_row = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen = {name: value[rows] for name, value in per_row.items() if isinstance(value, Tensor)}
         return replace(
             self,
-            **chosen,
             example_ids=tuple(self.example_ids[i] for i in prompts),
             query=self.queries(prompts),
             texts=tuple(self.texts[i] for i in rows.tolist()),
             finish=tuple(self.finish[i] for i in rows.tolist()),
             parts={name: part[rows] for name, part in self.parts.items()},
+            **self._tensors(rows),
         )
+
+    def _tensors(self, rows: Tensor) -> dict[str, Any]:
+        """Some rows of every field that is a tensor of rows."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value[rows] for name, value in known.items() if isinstance(value, Tensor)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, for a checkpoint."""

@@ -121,3 +121,12 @@ def test_the_readme_quotes_the_benchmark_of_speed():
         for text, speed in zip(quoted[2:5], tools, strict=True):
             assert text == "–" if speed is None else abs(float(text.replace(",", "")) - speed) <= 0.5
         assert quoted[5] == f"{row['ratio']:.2f}"
+
+
+def test_the_readme_quotes_the_benchmark_of_learning_from_rewards():
+    measured = json.loads((FOLDER / "results" / "rl.json").read_text(encoding="utf-8"))["rows"]
+    rows = rows_of("Speed of learning from rewards")
+    assert len(rows) == len(measured) == 3
+    for (_, ours, peer, ratio), row in zip(rows, measured, strict=True):
+        assert (ours, peer.split()[0]) == (f"{row['dialtune s']:.1f}", f"{row['peer s']:.1f}")
+        assert ratio == f"{row['ratio']:.1f}"
