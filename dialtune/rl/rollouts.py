@@ -82,22 +82,19 @@ class Rollout:
             texts=tuple(self.texts[i] for i in rows.tolist()),
             finish=tuple(self.finish[i] for i in rows.tolist()),
             parts={name: part[rows] for name, part in self.parts.items()},
-            **self._tensors(rows),
+            **{name: tensor[rows] for name, tensor in self._fields_of_rows().items()},
         )
 
-    def _tensors(self, rows: Tensor) -> dict[str, Any]:
-        """Some rows of every field that is a tensor of rows."""
+    def _fields_of_rows(self) -> dict[str, Any]:
+        """Every field that is a tensor, a row per completion."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value[rows] for name, value in known.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in known.items() if isinstance(value, Tensor)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, for a checkpoint."""
         named = {"query_ids": self.query.ids, "query_mask": self.query.mask}
         named |= {f"part.{name}": part for name, part in self.parts.items()}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                named[field.name] = value
+        named |= self._fields_of_rows()
         return {name: tensor.contiguous() for name, tensor in named.items()}
 
     def document(self) -> dict[str, Any]:

@@ -123,9 +123,11 @@ def test_one_lookalike_or_star_inside_hides_no_listed_word(word: str, data: st.D
     assert len(find_words(word[:place] + sign + word[place + 1 :])) == 1
 
 
-@given(st.sampled_from(WORDS), st.sampled_from("qxzéß"))  # no digit: a 9 reads as a g, and some words end in one
+@given(st.sampled_from(WORDS), st.sampled_from("qxzéß9"))
 def test_a_listed_word_inside_a_longer_one_is_not_found(word: str, letter: str) -> None:
     for longer in (letter + word + letter, letter + word, word + letter):
+        if longer.replace("9", "g") in WORDS:  # a 9 reads as a g, and some listed words end in one
+            continue
         assert [match for match in find_words(longer) if match.stop - match.start >= len(word)] == []
 
 
