@@ -140,7 +140,7 @@ def train(out: Path, files: dict[str, Path], options: argparse.Namespace) -> str
     text = (
         f"task: respond\nmodel: {options.model}\noutput_dir: {out}\nseed: 0\nnum_train_epochs: {options.epochs}\n"
         f"data:\n  train: {files['train']}\n  validation: {files['validation']}\n"
-        f"  turns: {{system: '{SYSTEM}'}}\n{SFT.format(eval_steps=options.eval_steps)}"
+        f"  turns: {{system: '{SYSTEM}', min_words: {options.min_words}}}\n{SFT.format(eval_steps=options.eval_steps)}"
     )
     return str(run_sft(check_text(text, "benchmark"), resume="newest", on_event=progress))
 
@@ -218,6 +218,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-dialogues", type=int, default=500 if gpu else 260)
     parser.add_argument("--per-dialogue", type=int, default=2, help="replies judged of each test dialogue")
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--min-words", type=int, default=1, help="shorter replies train nothing; all are judged")
     parser.add_argument("--eval-steps", type=int, default=200 if gpu else 31)
     parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
     parser.add_argument("--name", default="respond", help="benchmarks/results/NAME.json")

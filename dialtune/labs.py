@@ -195,11 +195,15 @@ def detoxify_recipe(folder: Path, start: Path) -> RLConfig:
         {
             "method": "grpo",
             "model": str(start),
-            "data": {"train": "packaged:train:heated", "validation": "packaged:validation:heated"},
+            "data": {
+                "train": "packaged:train:heated",
+                "validation": "packaged:validation:heated",
+                "max_validation_rows": 12,
+            },
             "output_dir": str(folder / "train"),
             "lora": {"r": 16, "dropout": 0.0},
-            "max_steps": 8,
-            "eval_steps": 8,
+            "max_steps": 7,
+            "eval_steps": 7,
             "learning_rate": 5e-4,
             "beta": 0.02,
             "rollout_batch_size": 4,

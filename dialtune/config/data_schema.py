@@ -55,6 +55,12 @@ class TurnsConfig(Section):
     per_dialogue: int | None = Field(
         None, description="Replies of one dialogue at most, spread evenly over it; null: every one.", ge=1
     )
+    min_words: int | None = Field(
+        None,
+        description="Replies of fewer words are context alone: a small model that learns short ones gives them to "
+        "everybody. No default of `evaluate`, which asks for every reply. null: every reply is learned.",
+        ge=1,
+    )
     pack: bool | Literal["auto"] = Field(
         "auto",
         description="One forward pass for several replies of a dialogue, on decoder-only models. auto: for those whose "

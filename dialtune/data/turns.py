@@ -61,7 +61,7 @@ def reply_data(data: DataSet, settings: TurnsConfig | None = None) -> DataSet:
     pairs = [_pairs(dialogue, settings) for dialogue in data.examples]
     examples = tuple(pair for of_one in pairs for pair in of_one)
     if not examples:
-        raise _no_reply(data, settings.speaker)
+        raise _no_reply(data, settings)
     numbers = [len(example.references) for example in examples]
     counts = {
         "dialogues": len(pairs),
@@ -120,7 +120,11 @@ def _pairs(example: Example, settings: TurnsConfig) -> list[Example]:
     if is_pair(example):
         return _given_pair(example, system, turns, settings)
     learned = _learned(turns, settings.speaker, _is_chat(example))
-    places = [place for place, turn in enumerate(turns) if place and turn.speaker in learned]
+    places = [
+        place
+        for place, turn in enumerate(turns)
+        if place and turn.speaker in learned and _long_enough(turn.text, settings)
+    ]
     seen_by = {speaker: _as_chat(turns, speaker) for speaker in learned}
     meta = {key: value for key, value in example.meta.items() if key not in _OURS}
     meta |= {"layout": "messages", "dialogue": example.id}
@@ -151,6 +155,8 @@ def _given_pair(
 ) -> list[Example]:
     """A row that is a pair already, its context cut to the window; one without a reply stays a context."""
     if any(not text.strip() for text in example.references):
+        return []
+    if example.references and not _long_enough(example.references[0], settings):
         return []
     place = len(turns) - len(example.references[:1])
     if place < 1:
@@ -212,6 +218,10 @@ def _learned(turns: Sequence[Turn], wanted: str, chat: bool) -> frozenset[str]:
     return frozenset(speaker for speaker in speakers if _bare(speaker) == _bare(wanted))
 
 
+def _long_enough(reply: str, settings: TurnsConfig) -> bool:
+    return settings.min_words is None or len(reply.split()) >= settings.min_words
+
+
 def _bare(tag: str) -> str:
     return tag.strip("# :").casefold()
 
@@ -242,8 +252,13 @@ def _role(speaker: str, replier: str) -> Role:
     return "system" if speaker == "system" else "user"
 
 
-def _no_reply(data: DataSet, wanted: str) -> ConfigError | DataError:
+def _no_reply(data: DataSet, settings: TurnsConfig) -> ConfigError | DataError:
     """Why there is nothing to learn, and what to change."""
+    wanted, least = settings.speaker, settings.min_words
+    if least is not None and any(_pairs(row, settings.model_copy(update={"min_words": None})) for row in data.examples):
+        return DataError(
+            f"data.turns.min_words: got {least}, and no reply in {data.name} has as many words; set fewer, or null"
+        )
     tags = Counter(turn.speaker for example in data.examples for turn in _read(example)[1] if turn.speaker)
     known = {"both", "first", "second"} | {_bare(tag) for tag in tags}
     if _bare(wanted) not in known:

@@ -136,6 +136,24 @@ def test_replies_of_a_long_dialogue_are_spread_over_it():
     assert len(reply_examples([long], settings(per_dialogue=1000))) == 100
 
 
+def test_short_replies_are_context_and_none_to_learn(tmp_path):
+    assert [shown(pair) for pair in reply_examples([talk()], settings(min_words=2))] == [
+        ([("u", "Is it open?")], "Until nine."),
+        ([("u", "Is it open?"), ("a", "Until nine."), ("u", "Thanks!")], "Any time."),
+    ]
+    rows = [{"prompt": "Open?", "completion": text} for text in ("Yes.", "Until nine.")]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [pair.references for pair in reply_examples(read_examples(path).examples, settings(min_words=2))] == [
+        ("Until nine.",)
+    ]
+    with pytest.raises(DataError) as caught:
+        reply_data(DataSet("talks.jsonl", "", "dialogue", (talk(),)), settings(min_words=9))
+    assert str(caught.value) == (
+        "data.turns.min_words: got 9, and no reply in talks.jsonl has as many words; set fewer, or null"
+    )
+
+
 # pairs as they were given
 
 
@@ -230,7 +248,9 @@ def test_the_data_set_counts_dialogues_replies_and_what_had_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"window": 1}, {"speaker": "first"}, {"system": "s"}, {"per_dialogue": 1}], ids=lambda s: next(iter(s))
+    "other",
+    [{"window": 1}, {"speaker": "first"}, {"system": "s"}, {"per_dialogue": 1}, {"min_words": 2}],
+    ids=lambda s: next(iter(s)),
 )
 def test_the_fingerprint_tells_other_settings_apart(other):
     read = DataSet("d", "", "dialogue", (talk(), talk(name="e")))
