@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_summarize import scratch_t5
-from record import print_table, shared_data, write_result
+from record import print_table, shared_data, write_result, write_rows
 
 from dialtune.comparison import compare, describe
 from dialtune.config.loading import check_rl_text, check_text
@@ -135,11 +135,11 @@ def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     # Some untouched rows keep the start policy a summarizer of ordinary dialogues. Half as many and one epoch made it
     # repeat the abuse of one stress dialogue in three, which leaves little to learn from and little to show.
     plain = [e for e in train if e.id not in {t.id for t in made["train"].twins}][: options.train_rows // 6]
-    write(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples] + [row(e) for e in plain])
-    write(paths["civil"], [row(e) for e in made["train"].examples])
-    write(paths["stress_validation"], [row(e) for e in made["validation"].examples])
-    write(paths["stress_test"], [row(e) for e in made["test"].examples])
-    write(paths["clean_test"], [row(e) for e in clean])
+    write_rows(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples] + [row(e) for e in plain])
+    write_rows(paths["civil"], [row(e) for e in made["train"].examples])
+    write_rows(paths["stress_validation"], [row(e) for e in made["validation"].examples])
+    write_rows(paths["stress_test"], [row(e) for e in made["test"].examples])
+    write_rows(paths["clean_test"], [row(e) for e in clean])
     return paths
 
 
@@ -150,11 +150,6 @@ def row(example: Example, *, blunt: bool = False) -> dict[str, Any]:
     if len(example.references) > 1 and not blunt:
         summary = {f"summary{k + 1}": text for k, text in enumerate(example.references)}
     return {"id": example.id, "dialogue": render_dialogue(example.messages), **summary}
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    print(f"{path.stem}: {len(rows)} rows", flush=True)
 
 
 def train_sft(out: Path, model: str, rows: Path, options: argparse.Namespace) -> str:

@@ -10,15 +10,13 @@ Every stage is a folder; `--work` goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import print_table, shared_data, write_result
+from record import print_table, shared_data, write_result, write_rows
 
 from dialtune.comparison import compare, describe
 from dialtune.config.data_schema import TurnsConfig
@@ -91,8 +89,7 @@ def build_files(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         "judge_validation": validation[-options.judge_dialogues // 10 :],
     }
     for split, examples in kept.items():
-        write(files[split], [to_row(example) for example in examples])
-        print(f"{split}: {len(examples)} dialogues", flush=True)
+        write_rows(files[split], [to_row(example) for example in examples])
     return files
 
 
@@ -128,12 +125,8 @@ def answered(folder: Path, files: dict[str, Path], split: str, options: argparse
         to_row(example) | ({"rejected": said[example.id]} if example.id in said else {})
         for example in reply_data(dialogues).examples
     ]
-    write(out, rows)
+    write_rows(out, rows)
     return out
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def train(out: Path, files: dict[str, Path], options: argparse.Namespace) -> str:

@@ -56,6 +56,12 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], headline: Mapping
     return path
 
 
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON Lines file of one stage for the next."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{path.stem}: {len(rows)} rows", flush=True)
+
+
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of like keys as an aligned text table."""
     if not rows:
