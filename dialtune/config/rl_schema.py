@@ -31,6 +31,13 @@ class ConstraintConfig(Section):
     learning_rate: float = Field(0.1, description="Step of a multiplier, once per rollout.", gt=0, le=10)
     multiplier: float = Field(1.0, description="Each multiplier at the start; it then follows the constraint.", ge=0)
     max_multiplier: float = Field(50.0, description="Above it for 20 rollouts the run stops as infeasible.", gt=0)
+    proportional: float = Field(
+        0.0,
+        description="Added to a multiplier per standard deviation that its quality is short of now, taken off per one "
+        "to spare; about 2 ends the swings of a short run.",
+        ge=0,
+        le=50,
+    )
     memory: float = Field(
         0.9,
         description="Share of a running mean that a rollout leaves. Less notices a loss sooner, and luck too; a run of "

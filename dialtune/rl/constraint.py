@@ -41,6 +41,7 @@ class Multiplier:
     value: float = 1.0  # lambda, >= 0
     at_least: bool = True  # False: the mean must stay at or below tau
     n_at_cap: int = 0  # rollouts in a row
+    missing: float = 0.0  # what the last rollout left it short of tau, margin included, in sd; < 0: to spare
 
     def slack(self, quality: ArrayLike) -> Array:
         """How far on the right side of tau, in standard deviations; NaN where the quality is."""
@@ -62,7 +63,8 @@ class Multiplier:
         error = spread * math.sqrt((1 - memory) / (1 + memory) / len(means))
         missing = error / self.sd - float(self.slack(ema))
         value = min(max(self.value + rate * missing, 0.0), cap)
-        return replace(self, ema=ema, value=value, n_at_cap=self.n_at_cap + 1 if value >= cap else 0)
+        n_at_cap = self.n_at_cap + 1 if value >= cap else 0
+        return replace(self, ema=ema, value=value, n_at_cap=n_at_cap, missing=missing)
 
 
 def quality_floor(name: str, start: ArrayLike, *, delta: float = 0.02, value: float = 1.0) -> Multiplier:
@@ -125,18 +127,48 @@ def _start(name: str, start: ArrayLike) -> tuple[float, float]:
     return mean, max(float(values.std()), _LEAST_SD * mean)
 
 
+def prompt_shifts(start: ArrayLike) -> Array:
+    """How much better than the others each prompt lets the start policy be: (P,), mean 0 where every prompt is known.
+
+    A rollout has few prompts, and what their means differ by is mostly the prompts' own. Taken off a rollout's values
+    it leaves what the policy changed: a control variate with its best coefficient, between / (between + within / m),
+    the share of the variance of the prompts' means that is no chance of their m completions (Glasserman 2003, 4.1).
+
+    Args:
+        start: (P,m) a quality of the start policy's completions, m >= 1; NaN does not count.
+    Returns:
+        (P,) 0 where a prompt has no value; all 0 where chance explains what differs, or cannot be told (m = 1).
+    """
+    table = np.asarray(start, dtype=np.float64)
+    assert table.ndim == 2, table.shape
+    whole = ~np.isnan(table).any(axis=1)
+    shifts = np.zeros(len(table))
+    m = table.shape[1]
+    if m < 2 or whole.sum() < 2:
+        return shifts
+    means = table[whole].mean(axis=1)
+    chance = float(table[whole].var(axis=1, ddof=1).mean()) / m
+    total = float(means.var(ddof=1))
+    if total > 0:
+        shifts[whole] = max(0.0, 1 - chance / total) * (means - means.mean())
+    return shifts
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """All multipliers of a run.
 
     rate is the step of a multiplier per rollout, cap its largest value. memory, in [0, 1), is the share of a running
-    mean that a rollout leaves: less follows the policy faster, and every rollout's luck too.
+    mean that a rollout leaves: less follows the policy faster, and every rollout's luck too. proportional is what a
+    standard deviation that is missing now adds to a multiplier, and one to spare takes away: with it a multiplier acts
+    before its sum of steps has grown, and stops before that has shrunk (Stooke et al. 2020, arXiv 2007.03964).
     """
 
     multipliers: tuple[Multiplier, ...]
     rate: float = 0.1
     cap: float = 50.0
     memory: float = MEMORY
+    proportional: float = 0.0
 
     def __post_init__(self) -> None:
         names = [multiplier.name for multiplier in self.multipliers]
@@ -156,6 +188,7 @@ class Constraint:
 
         R = (s / sd_s + sum_j lambda_j * clip(slack_j, -5, 5)) / (1 + sum_j lambda_j) - penalty
         slack_j = (q_j - tau_j) / sd_j, with the other sign where the quality must stay below tau
+        lambda_j = `weight(j)`
 
         Dividing by 1 + sum(lambda) keeps the reward's scale, hence the learning rate, while multipliers move.
 
@@ -177,12 +210,18 @@ class Constraint:
             assert slack.shape == above.shape, (multiplier.name, slack.shape)
             slack = np.where(nothing, -CLIP, slack)
             applies = ~np.isnan(slack)
-            above = above + multiplier.value * np.where(applies, slack, 0.0)
-            below = below + multiplier.value * applies
+            above = above + self.weight(multiplier) * np.where(applies, slack, 0.0)
+            below = below + self.weight(multiplier) * applies
         minus = np.zeros_like(above) if penalties is None else np.asarray(penalties, dtype=np.float64)
         worst = minus.max(initial=0.0)
         result: Array = above / below - np.where(nothing, worst, minus)
         return result
+
+    def weight(self, multiplier: Multiplier) -> float:
+        """What a quality weighs in the next rollout's reward: clip(value + proportional * missing, 0, cap)."""
+        if not self.proportional:
+            return multiplier.value
+        return min(max(multiplier.value + self.proportional * multiplier.missing, 0.0), self.cap)
 
     def update(self, qualities: Mapping[str, ArrayLike], group: int, valid: ArrayLike | None = None) -> Constraint:
         """The state after a rollout; once per rollout, after the policy's step.
@@ -223,20 +262,19 @@ class Constraint:
         """`lambda:NAME`, `ema:NAME` and `tau:NAME` of every quality, for the log."""
         found: dict[str, float] = {}
         for m in self.multipliers:
-            found |= {f"lambda:{m.name}": m.value, f"ema:{m.name}": m.ema, f"tau:{m.name}": m.tau}
+            found |= {f"lambda:{m.name}": self.weight(m), f"ema:{m.name}": m.ema, f"tau:{m.name}": m.tau}
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""
-        settings = {"rate": self.rate, "cap": self.cap, "memory": self.memory}
+        settings = {"rate": self.rate, "cap": self.cap, "memory": self.memory, "proportional": self.proportional}
         return {"multipliers": [asdict(m) for m in self.multipliers], **settings}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Constraint:
         """From `to_dict()`."""
-        return cls(
-            tuple(Multiplier(**one) for one in state["multipliers"]), state["rate"], state["cap"], state["memory"]
-        )
+        multipliers = tuple(Multiplier(**one) for one in state["multipliers"])
+        return cls(multipliers, **{name: value for name, value in state.items() if name != "multipliers"})
 
 
 def ratio_interval(

@@ -27,7 +27,7 @@ from dialtune.rewards.reply_probes import run_reply_probes
 from dialtune.rewards.table import find_reward
 from dialtune.rewards.toxicity import Civility
 from dialtune.rl.advantages import equal_rewards
-from dialtune.rl.constraint import Constraint, length_bounds, quality_floor, ratio_interval
+from dialtune.rl.constraint import Constraint, length_bounds, prompt_shifts, quality_floor, ratio_interval
 from dialtune.rl.doctor import Check
 from dialtune.rl.rollouts import Judged, Rollout
 from dialtune.scorers.base import ToxicityScorer, probabilities, sigmoid
@@ -65,11 +65,19 @@ class Judging:
         self.qualities: dict[str, Reward] = {name: find_reward(name) for name in names}
         self.constraint = Constraint(())
         self.start: dict[str, float] = {}  # means of the start policy, by part
+        self.shifts: dict[str, dict[str, float]] = {}  # `prompt_shifts` by quality and example
         self.bad: list[int] = []  # was each of the last completions' reward unusable?
 
-    def calibrate(self, examples: Sequence[Example], texts: Sequence[str], lengths: Sequence[int]) -> None:
+    def calibrate(
+        self, examples: Sequence[Example], texts: Sequence[str], lengths: Sequence[int], group: int = 1
+    ) -> None:
         """Fix scales and bounds by completions of the start policy, sampled as rollouts are.
 
+        Args:
+            examples: (B,) whose row each is.
+            texts: (B,) the completions, those of a prompt side by side.
+            lengths: (B,) their tokens.
+            group: completions of each prompt.
         Raises:
             TrainingError: a quality is too low to be held, or nothing was scored.
         """
@@ -92,8 +100,14 @@ class Judging:
             # would pull against each other.
             multipliers += [replace(least, value=settings.multiplier), most]
         self.constraint = Constraint(
-            tuple(multipliers), settings.learning_rate, settings.max_multiplier, settings.memory
+            tuple(multipliers), settings.learning_rate, settings.max_multiplier, settings.memory, settings.proportional
         )
+        held = self._constrained({name: parts[name] for name in self.qualities}, np.asarray(lengths, dtype=np.float64))
+        names = [example.id for example in examples[::group]]
+        self.shifts = {
+            quality: dict(zip(names, prompt_shifts(values.reshape(-1, group)).tolist(), strict=True))
+            for quality, values in held.items()
+        }
 
     def __call__(
         self,
@@ -131,12 +145,15 @@ class Judging:
         )
 
     def update(self, rollout: Rollout) -> None:
-        """Move the multipliers; once per rollout, after the policy's last step on it."""
+        """Move the multipliers; once per rollout, after the policy's last step on it.
+
+        Values of a prompt that measured the start policy are counted from what it was there.
+        """
         qualities = {name: rollout.parts[name].cpu().numpy().astype(np.float64) for name in self.qualities}
-        tokens = rollout.lengths.cpu().numpy().astype(np.float64)
-        self.constraint = self.constraint.update(
-            self._constrained(qualities, tokens), rollout.group, rollout.valid.cpu().numpy()
-        )
+        held = self._constrained(qualities, rollout.lengths.cpu().numpy().astype(np.float64))
+        for name, shifts in self.shifts.items():
+            held[name] = held[name] - np.repeat([shifts.get(i, 0.0) for i in rollout.example_ids], rollout.group)
+        self.constraint = self.constraint.update(held, rollout.group, rollout.valid.cpu().numpy())
 
     def infeasible(self) -> str | None:
         """Why a constraint cannot be met; None while it may be."""
@@ -260,6 +277,7 @@ class Judging:
             "scales": self.composite.state(),
             "constraint": self.constraint.to_dict(),
             "start": self.start,
+            "shifts": self.shifts,
             "bad": self.bad,
         }
 
@@ -267,7 +285,7 @@ class Judging:
         """Go on from `to_dict()`."""
         self.composite = self.composite.restored(state["scales"])
         self.constraint = Constraint.from_dict(state["constraint"])
-        self.start, self.bad = dict(state["start"]), list(state["bad"])
+        self.start, self.shifts, self.bad = dict(state["start"]), dict(state["shifts"]), list(state["bad"])
 
     def _qualities(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, Array]:
         """Constrained qualities by name, (N,) in [0,1]; 0 for empty text, NaN where one does not apply."""

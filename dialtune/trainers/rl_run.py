@@ -204,8 +204,9 @@ def _calibrate(prepared: Prepared, *, least: bool = False) -> None:
     """Measure rewards and qualities of the start policy, with the decoding of the rollouts."""
     config, pool, model = prepared.config, prepared.pool, prepared.model
     wanted = 4 if least else config.constraint.baseline_prompts if config.constraint else 64
-    rows = pool.draw(-1, min(wanted, len(pool.examples)))
-    group = min(-(-BASELINE_COMPLETIONS * wanted // len(rows)), config.num_generations)  # more of fewer prompts
+    rows = pool.draw(0, min(wanted, len(pool.examples)))  # the first rollouts' own
+    group = -(-BASELINE_COMPLETIONS * wanted // len(rows))  # more of fewer prompts
+    group = min(group, max(BASELINE_COMPLETIONS, config.num_generations))
     examples: list[Example] = []
     texts: list[str] = []
     lengths: list[int] = []
@@ -217,7 +218,7 @@ def _calibrate(prepared: Prepared, *, least: bool = False) -> None:
             texts += start.decode(sampled.response, sampled.mask)
             lengths += sampled.mask.sum(1).tolist()
             examples += [pool.examples[rows[i]] for i in chosen for _ in range(group)]
-    prepared.judging.calibrate(examples, texts, lengths)
+    prepared.judging.calibrate(examples, texts, lengths, group)
 
 
 def _sampling(config: RLConfig) -> Sampling:

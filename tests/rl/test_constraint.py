@@ -18,6 +18,7 @@ from dialtune.rl.constraint import (
     Multiplier,
     is_acceptable,
     length_bounds,
+    prompt_shifts,
     quality_floor,
     ratio_interval,
 )
@@ -105,6 +106,45 @@ def test_less_memory_follows_a_rollout_faster_and_asks_for_a_wider_margin():
     assert after.value == pytest.approx(RELEVANCE.value + 0.5 * (margin - (after.ema - RELEVANCE.tau)) / RELEVANCE.sd)
 
 
+def test_the_proportional_part_acts_at_once_and_lets_go_at_once() -> None:
+    constraint = Constraint((RELEVANCE,), rate=0.5, memory=0.0, proportional=2.0)
+    short = constraint.update({"relevance": [0.3, 0.3]}, group=2)
+    # one group: no margin; missing (0.5 - 0.3) / 0.1 = 2, value 2 + 0.5 * 2
+    assert short.multipliers[0].missing == pytest.approx(2.0)
+    assert short.multipliers[0].value == pytest.approx(3.0)
+    assert short.weight(short.multipliers[0]) == pytest.approx(3.0 + 2.0 * 2)
+    assert short.record()["lambda:relevance"] == pytest.approx(7.0)
+    assert short.combine([0.0], 1.0, {"relevance": [0.6]}).tolist() == pytest.approx([7 * 1 / 8])
+    enough = short.update({"relevance": [0.7, 0.7]}, group=2)  # missing -2: value 3 - 1, weight max(0, 2 - 4)
+    assert enough.multipliers[0].value == pytest.approx(2.0)
+    assert enough.weight(enough.multipliers[0]) == 0.0
+    assert replace(short, cap=5.0).weight(short.multipliers[0]) == 5.0
+    assert Constraint((RELEVANCE,)).weight(replace(RELEVANCE, missing=9.0)) == RELEVANCE.value
+
+
+def test_a_prompts_shift_is_what_chance_does_not_explain() -> None:
+    # prompt means 0.2, 0.4, 0.9 (variance 0.13); within each, sample variance 0.02, of two 0.01
+    start = [[0.1, 0.3], [0.3, 0.5], [0.8, 1.0]]
+    assert prompt_shifts(start).tolist() == pytest.approx([(1 - 0.01 / 0.13) * (m - 0.5) for m in (0.2, 0.4, 0.9)])
+    assert prompt_shifts([*start, [NAN, 0.7]]).tolist() == pytest.approx([*prompt_shifts(start), 0.0])
+    for nothing in ([[0.1], [0.9]], [[0.0, 1.0], [1.0, 0.0]], [[0.3, 0.5]], [[0.5, 0.5], [0.5, 0.5]]):
+        assert not prompt_shifts(nothing).any(), nothing
+
+
+@pytest.mark.parametrize("between", [0.0, 0.05, 0.3])
+def test_shifts_make_a_rollouts_mean_no_noisier_and_mostly_steadier(between: float) -> None:
+    """Four prompts of eight completions, 400 rollouts; the policy has not changed, so what varies is noise."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(0.5, between, 1600)
+    shifts = prompt_shifts(level[:, None] + rng.normal(0, 0.1, (1600, 2)))
+    rollouts = (level[:, None] + rng.normal(0, 0.1, (1600, 8))).mean(axis=1)
+    plain = rollouts.reshape(-1, 4).mean(axis=1).std()
+    steady = (rollouts - shifts).reshape(-1, 4).mean(axis=1).std()
+    assert steady <= plain * 1.02
+    if between == 0.3:
+        assert steady < plain / 3
+
+
 def test_the_margin_is_the_standard_error_of_the_running_mean() -> None:
     """Ten thousand running means of rollouts with 4 groups each, from group means with sd 0.3."""
     draws = np.random.default_rng(0).normal(0.0, 0.3, size=(10_000, 80, 4)).mean(axis=2)
@@ -158,7 +198,7 @@ def test_a_constraint_that_cannot_be_met_says_so_after_twenty_rollouts_at_the_ca
 
 
 def test_the_state_is_frozen_and_survives_json_exactly() -> None:
-    constraint = Constraint((RELEVANCE, SHORT), rate=0.3, cap=7.0)
+    constraint = Constraint((RELEVANCE, SHORT), rate=0.3, cap=7.0, proportional=1.5)
     for k in range(5):
         constraint = constraint.update({"relevance": [0.1 * k, 1 / 3], "length_max": [k, 7]}, group=2)
     again = Constraint.from_dict(json.loads(json.dumps(constraint.to_dict(), allow_nan=False)))

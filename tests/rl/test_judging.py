@@ -107,6 +107,23 @@ def test_scales_and_bounds_are_those_of_the_start_policy(monkeypatch: pytest.Mon
     assert found.start == {"value": 4.0, "rougeL": pytest.approx(0.6), "tokens": 4.0}
 
 
+def test_a_rollout_of_hard_prompts_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the start policy met them, it found them as hard."""
+    found = judging(monkeypatch, constraint={**ONE, "memory": 0.0, "multiplier": 1.0})
+    asked = [row for row in rows(4) for _ in range(2)]
+    texts = ["1 0.2", "1 0.2", "1 0.4", "1 0.4", "1 0.6", "1 0.6", "1 0.8", "1 0.8"]
+    found.calibrate(asked, texts, [4] * 8, group=2)
+    assert found.shifts["rougeL"] == pytest.approx({"d0": -0.3, "d1": -0.1, "d2": 0.1, "d3": 0.3})
+    quality = {"rougeL": [0.2, 0.2, 0.4, 0.4]}
+    hard = rollout_of(["1 0.2", "1 0.2", "1 0.4", "1 0.4"], [1.0] * 4, group=2, parts=quality)
+    found.update(hard)
+    held = found.constraint.multipliers[0]
+    assert held.ema == pytest.approx(0.5)  # as good as the start policy's mean, though these two say 0.3
+    again = judging(monkeypatch, constraint={**ONE, "memory": 0.0})
+    again.load_dict(json.loads(json.dumps(found.to_dict())))
+    assert again.shifts == found.shifts
+
+
 def test_a_quality_too_low_to_be_held_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """D22."""
     found = judging(monkeypatch, constraint=ONE)
@@ -529,7 +546,7 @@ def test_its_state_is_json_and_complete(monkeypatch: pytest.MonkeyPatch) -> None
         assert one.to_dict() == two.to_dict()
         assert (one.bad, one.start, one.composite.scales) == (two.bad, two.start, two.composite.scales)
     fixed = {"rewards", "config", "alarm", "qualities"}  # from the recipe
-    assert set(vars(one)) == fixed | {"composite", "constraint", "start", "bad"}
+    assert set(vars(one)) == fixed | {"composite", "constraint", "start", "shifts", "bad"}
     assert set(state) == {"scales", "constraint", "start", "bad"}
 
 
