@@ -60,7 +60,8 @@ temperature: 0.7
 rollout_batch_size: 4
 num_generations: 8
 per_device_train_batch_size: 2
-constraint: {multiplier: 0.5, learning_rate: 0.2, proportional: 2, memory: 0.5, length: [0.9, 1.15], baseline_prompts: 96}
+constraint:
+  {multiplier: 0.5, learning_rate: 0.2, proportional: 2, memory: 0.5, length: [0.9, 1.15], baseline_prompts: 96}
 max_completion_length: 96
 max_prompt_length: 1024
 """  # lab 3's settings for more updates; lab/LOG.md has what temperature 1 and a longer memory lost

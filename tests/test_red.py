@@ -46,6 +46,9 @@ BROKEN = [
     # the constraint
     ("rl/constraint", "away if self.at_least else -away", "away", "rl/test_constraint.py::test_a_quality_that_must_stay_low_pushes_the_other_way"),
     ("rl/constraint", "self.value + rate * missing", "self.value - rate * missing", "rl/test_constraint.py::test_an_update_by_hand"),
+    ("rl/constraint", "multiplier.value + self.proportional * multiplier.missing, 0.0", "multiplier.value - self.proportional * multiplier.missing, 0.0", "rl/test_constraint.py::test_the_proportional_part_acts_at_once_and_lets_go_at_once"),
+    ("rl/constraint", "max(0.0, 1 - chance / total) *", "max(0.0, 1 + chance / total) *", "rl/test_constraint.py::test_a_prompts_shift_is_what_chance_does_not_explain"),
+    ("rl/judging", "held[name] = held[name] - np.repeat", "held[name] = held[name] + np.repeat", "rl/test_judging.py::test_a_rollout_of_hard_prompts_is_no_loss"),
     ("rl/constraint", "missing = error / self.sd -", "missing = -", "rl/test_constraint.py::test_the_margin_is_the_standard_error_of_the_running_mean"),
     ("rl/constraint", "ema = memory * self.ema + (1 - memory)", "ema = (1 - memory) * self.ema + memory", "rl/test_constraint.py::test_an_update_by_hand"),
     ("rl/constraint", "below = below + multiplier.value * applies", "below = below + 0 * applies", "rl/test_constraint.py::test_the_reward_by_hand"),

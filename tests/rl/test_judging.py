@@ -547,7 +547,7 @@ def test_its_state_is_json_and_complete(monkeypatch: pytest.MonkeyPatch) -> None
         assert (one.bad, one.start, one.composite.scales) == (two.bad, two.start, two.composite.scales)
     fixed = {"rewards", "config", "alarm", "qualities"}  # from the recipe
     assert set(vars(one)) == fixed | {"composite", "constraint", "start", "shifts", "bad"}
-    assert set(state) == {"scales", "constraint", "start", "bad"}
+    assert set(state) == {"scales", "constraint", "start", "shifts", "bad"}
 
 
 def test_what_is_rewarded_held_and_watched_goes_into_run_json(held: Judging) -> None:
