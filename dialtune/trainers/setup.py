@@ -194,10 +194,15 @@ def start_of(run: RunFolder, resume: str | None) -> Checkpoint | None:
 
 
 def check_same_run(start: Checkpoint, fingerprint: str, config: TrainingConfig, run: RunFolder, force: bool) -> None:
-    """Refuse to go on under another recipe or other data, unless forced; the message names the changed keys."""
+    """Refuse to go on under another recipe or other data, unless forced; the message names the changed keys.
+
+    A recipe of an older version that lacks a key is the same one as long as that key has its default.
+    """
     if start.fingerprint == fingerprint or force:
         return
     changed = _changed_keys(run, config) if run.config.exists() else []
+    if run.config.exists() and not changed and start.fingerprint.split(":")[1:] == fingerprint.split(":")[1:]:
+        return
     same_data = start.fingerprint.split(":")[:3] == fingerprint.split(":")[:3]
     learned = " or of a learned reward" if fingerprint.count(":") > 3 else ""  # behind that of the start policy
     source = f"the weights of {config.model}{learned} changed" if same_data else "the data changed"

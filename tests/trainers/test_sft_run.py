@@ -316,6 +316,19 @@ def test_a_resume_under_another_recipe_lists_the_changed_keys(tiny, rows, tmp_pa
     assert [row["learning_rate"] for row in _metrics(run)][3:] == pytest.approx([1e-3 * 2 / 5, 1e-3 * 1 / 5])
 
 
+def test_a_run_of_a_version_that_lacked_a_key_goes_on_unless_the_key_is_set(tiny, rows, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as older:
+        older.setattr(RunConfig, "fingerprint", "hash of fewer keys")
+        run_sft(_config(tiny["gpt2"], rows, run))
+    text = (run / "config.yaml").read_text()
+    assert "on_save_error: stop\n" in text
+    (run / "config.yaml").write_text(text.replace("on_save_error: stop\n", ""))
+    with pytest.raises(ConfigError, match="changed keys: on_save_error"):
+        run_sft(_config(tiny["gpt2"], rows, run, on_save_error="continue"), resume="newest")
+    assert run_sft(_config(tiny["gpt2"], rows, run), resume="newest").name == "checkpoint-3"
+
+
 def test_a_resume_with_other_rows_is_refused(tiny, rows, tmp_path):
     run = tmp_path / "run"
     run_sft(_config(tiny["gpt2"], rows, run))
