@@ -211,7 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-dialogues", type=int, default=500 if gpu else 260)
     parser.add_argument("--per-dialogue", type=int, default=2, help="replies judged of each test dialogue")
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--min-words", type=int, default=1, help="shorter replies train nothing; all are judged")
+    parser.add_argument("--min-words", type=int, default=6, help="shorter replies train nothing; all are judged")
     parser.add_argument("--eval-steps", type=int, default=200 if gpu else 31)
     parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
     parser.add_argument("--name", default="respond", help="benchmarks/results/NAME.json")
