@@ -62,7 +62,7 @@ num_generations: 8
 per_device_train_batch_size: 2
 constraint:
   qualities: [relevance]
-  length: [0.75, 1.15]
+  length: [0.9, 1.15]
   multiplier: 0.5
   learning_rate: 0.2
   proportional: 2
