@@ -82,6 +82,7 @@ warmup_ratio: 0.05
 max_prompt_length: 512
 """
 FROM_SCRATCH = "t5-from-scratch"
+GREEDY = Sampling(max_new_tokens=96)
 
 
 def main() -> None:
@@ -190,7 +191,7 @@ def judge(
     *,
     prefix: str = "",
 ) -> dict[str, Evaluation]:
-    """Greedy summaries of both test sets, scored; an earlier result in the folder is used."""
+    """Summaries of both test sets, scored; an earlier result in the folder is used."""
     found: dict[str, Evaluation] = {}
     opened = None
     for kind, data in (("stress", stress), ("clean", clean)):
@@ -208,16 +209,18 @@ def judge(
                 )
                 for p in prompts
             ]
-        sampling = Sampling(max_new_tokens=96)
+        sampling = Sampling(max_new_tokens=96, temperature=options.temperature)
         completions = generate(opened, prompts, sampling, batch_size=options.batch_size, progress=counted(name, kind))
-        found[kind] = score(out, data, completions, opened.info, task)
+        found[kind] = score(out, data, completions, opened.info, task, sampling)
     return found
 
 
-def score(out: Path, data: DataSet, completions: Sequence[Completion], info: Any, task: Any) -> Evaluation:
+def score(  # noqa: PLR0913
+    out: Path, data: DataSet, completions: Sequence[Completion], info: Any, task: Any, sampling: Sampling = GREEDY
+) -> Evaluation:
     evaluation = evaluate_completions(
         data, completions, task.metrics, model=info, task=task.name,
-        decoding=decoding_of(Sampling(max_new_tokens=96), 0), template_sha256=template_sha256(task.template),
+        decoding=decoding_of(sampling, 0), template_sha256=template_sha256(task.template),
         leakage={"exact": 0, "near": 0},
     )  # fmt: skip
     write_evaluation(out, evaluation)
@@ -336,6 +339,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, default=8 if gpu else 4)
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="of the summaries that are judged; 0, greedy, where a model can"
+    )
     parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
