@@ -215,7 +215,7 @@ def judge(
     return found
 
 
-def score(  # noqa: PLR0913
+def score(
     out: Path, data: DataSet, completions: Sequence[Completion], info: Any, task: Any, sampling: Sampling = GREEDY
 ) -> Evaluation:
     evaluation = evaluate_completions(
