@@ -54,7 +54,7 @@ lora: {r: 16, alpha: 32, dropout: 0.0}
 RL = """
 method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
-learning_rate: 5e-4
+learning_rate: 2e-4
 beta: 0.05
 temperature: 0.7
 rollout_batch_size: 4
@@ -64,12 +64,12 @@ constraint:
   qualities: [relevance]
   length: [0.9, 1.15]
   multiplier: 0.5
-  learning_rate: 0.2
+  learning_rate: 0.1
   proportional: 2
   memory: 0.5
 max_completion_length: 96
 max_prompt_length: 1024
-"""  # lab 3's settings for more updates; lab/LOG.md has what temperature 1 and a longer memory lost
+"""  # lab/LOG.md has what other settings lost
 
 
 # An encoder-decoder that begins with random weights has to learn English from the same rows first.
@@ -335,7 +335,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200 if gpu else 16)
+    parser.add_argument("--steps", type=int, default=200 if gpu else 24)
     parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, default=8 if gpu else 4)
