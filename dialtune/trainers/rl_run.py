@@ -203,7 +203,7 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
 def _calibrate(prepared: Prepared, *, least: bool = False) -> None:
     """Measure rewards and qualities of the start policy, with the decoding of the rollouts."""
     config, pool, model = prepared.config, prepared.pool, prepared.model
-    wanted = 4 if least else config.constraint.baseline_prompts if config.constraint else 64
+    wanted = 16 if least else config.constraint.baseline_prompts if config.constraint else 64
     rows = pool.draw(0, min(wanted, len(pool.examples)))  # the first rollouts' own
     group = -(-BASELINE_COMPLETIONS * wanted // len(rows))  # more of fewer prompts
     group = min(group, max(BASELINE_COMPLETIONS, config.num_generations))
