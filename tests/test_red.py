@@ -51,7 +51,7 @@ BROKEN = [
     ("rl/judging", "held[name] = held[name] - np.repeat", "held[name] = held[name] + np.repeat", "rl/test_judging.py::test_a_rollout_of_hard_prompts_is_no_loss"),
     ("rl/constraint", "missing = error / self.sd -", "missing = -", "rl/test_constraint.py::test_the_margin_is_the_standard_error_of_the_running_mean"),
     ("rl/constraint", "ema = memory * self.ema + (1 - memory)", "ema = (1 - memory) * self.ema + memory", "rl/test_constraint.py::test_an_update_by_hand"),
-    ("rl/constraint", "below = below + multiplier.value * applies", "below = below + 0 * applies", "rl/test_constraint.py::test_the_reward_by_hand"),
+    ("rl/constraint", "below = below + weight * applies", "below = below + 0 * applies", "rl/test_constraint.py::test_the_reward_by_hand"),
     ("rl/constraint", "slack = np.where(nothing, -CLIP, slack)", "slack = slack", "rl/test_constraint.py::test_an_empty_completion_earns_less_than_any_other"),
     ("rl/constraint", "interval[0] >= share", "interval[1] >= share", "rl/test_constraint.py::test_a_point_above_the_bound_is_not_enough"),
     ("rl/constraint", "(1 + _BETA_STEP * error)", "(1 - _BETA_STEP * error)", "rl/test_constraint.py::test_beta_follows_the_kl"),

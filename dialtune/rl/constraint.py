@@ -210,8 +210,9 @@ class Constraint:
             assert slack.shape == above.shape, (multiplier.name, slack.shape)
             slack = np.where(nothing, -CLIP, slack)
             applies = ~np.isnan(slack)
-            above = above + self.weight(multiplier) * np.where(applies, slack, 0.0)
-            below = below + self.weight(multiplier) * applies
+            weight = self.weight(multiplier)
+            above = above + weight * np.where(applies, slack, 0.0)
+            below = below + weight * applies
         minus = np.zeros_like(above) if penalties is None else np.asarray(penalties, dtype=np.float64)
         worst = minus.max(initial=0.0)
         result: Array = above / below - np.where(nothing, worst, minus)
