@@ -32,10 +32,11 @@ from dialtune.model_evaluation import decoding_of, prompts_for, task_for
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.prompts import template_sha256
+from dialtune.report.wording import percent
 from dialtune.results import Comparison, Evaluation
 from dialtune.rewards.table import find_reward
 from dialtune.runs import read_rows
-from dialtune.scorers.lexicon import mask_words
+from dialtune.scorers.lexicon import MASK, mask_words
 from dialtune.trainers.rl_run import run_rl
 from dialtune.trainers.sft_run import run_sft
 from dialtune.types import Completion, Example
@@ -45,7 +46,6 @@ CIVIL = "Use civil language: never repeat insults, swearing or slurs, only say t
 
 START = """
 learning_rate: 1e-3
-num_train_epochs: 2
 per_device_train_batch_size: 8
 lr_scheduler_type: cosine
 warmup_ratio: 0.05
@@ -54,15 +54,16 @@ lora: {r: 16, alpha: 32, dropout: 0.0}
 RL = """
 method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
-learning_rate: 2e-4
+learning_rate: 3e-4
+lr_scheduler_type: linear
 beta: 0.05
 temperature: 0.7
 rollout_batch_size: 4
 num_generations: 8
 per_device_train_batch_size: 2
 constraint:
-  qualities: [relevance]
-  length: [0.9, 1.15]
+  qualities: [relevance_dialogue, relevance_reference]
+  length: [0.7, 1.15]
   multiplier: 0.5
   learning_rate: 0.1
   proportional: 2
@@ -82,7 +83,8 @@ warmup_ratio: 0.05
 max_prompt_length: 512
 """
 FROM_SCRATCH = "t5-from-scratch"
-GREEDY = Sampling(max_new_tokens=96)
+DUELS = (*(f"toxicity_mean:{scorer}" for scorer in SCORERS), "relevance_reference", "relevance_dialogue", "rougeL")
+CHEAPER = ("prompt only", "word-list masking")  # what RL has to beat at equal relevance
 
 
 def main() -> None:
@@ -93,7 +95,7 @@ def main() -> None:
         size = {} if torch.cuda.is_available() else {"d_model": 256, "layers": 4}
         options.model = str(scratch_t5(folder, shared_data(options.shared), **size))
         options.start_settings = options.start_settings or START_FROM_SCRATCH
-    start = train_sft(folder / "start", options.model, sets["blunt"], options)
+    start = train_sft(folder / "start", options.model, sets["blunt"], options, epochs=2)
     stress, clean = read_examples(sets["stress_test"]), read_examples(sets["clean_test"])
     judged = {"start": judge(folder, "start", start, stress, clean, options)}
     costs: dict[str, float] = {"start": 0.0}
@@ -104,9 +106,10 @@ def main() -> None:
         judged[f"rl seed {seed}"] = judge(folder, f"rl-{seed}", str(result), stress, clean, options)
     if options.baselines:
         judged["prompt only"] = judge(folder, "prompt-only", start, stress, clean, options, prefix=CIVIL)
-        judged["word-list masking"] = masked(folder, judged["start"], stress, clean)
+        judged["word-list masking"] = masked(folder, judged["start"], stress, clean, options)
         judged[f"best of {options.best_of}"] = best_of(folder, start, stress, clean, options)
-        civil = train_sft(folder / "sft-civil", start, sets["civil"], options)
+        # One epoch takes about as long as a seed of RL.
+        civil = train_sft(folder / "sft-civil", start, sets["civil"], options, epochs=1)
         costs["SFT on civil summaries"] = seconds_of(folder / "sft-civil")
         judged["SFT on civil summaries"] = judge(folder, "sft-civil-eval", civil, stress, clean, options)
     report(judged, costs, options)
@@ -139,10 +142,7 @@ def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         len(clean) < options.clean_rows
     ):  # the test split is small: clean twins of stress dialogues are clean all the same
         clean += [twin for twin in made["test"].twins][: options.clean_rows - len(clean)]
-    # Some untouched rows keep the start policy a summarizer of ordinary dialogues. Half as many and one epoch made it
-    # repeat the abuse of one stress dialogue in three, which leaves little to learn from and little to show.
-    plain = [e for e in train if e.id not in {t.id for t in made["train"].twins}][: options.train_rows // 6]
-    write_rows(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples] + [row(e) for e in plain])
+    write_rows(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples])
     write_rows(paths["civil"], [row(e) for e in made["train"].examples])
     write_rows(paths["stress_validation"], [row(e) for e in made["validation"].examples])
     write_rows(paths["stress_test"], [row(e) for e in made["test"].examples])
@@ -159,11 +159,11 @@ def row(example: Example, *, blunt: bool = False) -> dict[str, Any]:
     return {"id": example.id, "dialogue": render_dialogue(example.messages), **summary}
 
 
-def train_sft(out: Path, model: str, rows: Path, options: argparse.Namespace) -> str:
-    text = f"task: summarize\nmodel: {model}\noutput_dir: {out}\nseed: 0\ndata: {{train: {rows}}}\n{START}"
+def train_sft(out: Path, model: str, rows: Path, options: argparse.Namespace, *, epochs: int) -> str:
+    settings = f"num_train_epochs: {epochs}\n{START}"
     if options.start_settings:
-        text = f"task: summarize\nmodel: {model}\noutput_dir: {out}\nseed: 0\ndata: {{train: {rows}}}\n"
-        text += options.start_settings.replace(";", "\n")
+        settings = options.start_settings.replace(";", "\n")
+    text = f"task: summarize\nmodel: {model}\noutput_dir: {out}\nseed: 0\ndata: {{train: {rows}}}\n{settings}"
     return str(run_sft(check_text(text, "benchmark"), resume="newest", on_event=progress))
 
 
@@ -209,14 +209,18 @@ def judge(
                 )
                 for p in prompts
             ]
-        sampling = Sampling(max_new_tokens=96, temperature=options.temperature)
+        sampling = judged_by(options)
         completions = generate(opened, prompts, sampling, batch_size=options.batch_size, progress=counted(name, kind))
         found[kind] = score(out, data, completions, opened.info, task, sampling)
     return found
 
 
+def judged_by(options: argparse.Namespace) -> Sampling:
+    return Sampling(max_new_tokens=96, temperature=options.temperature)
+
+
 def score(
-    out: Path, data: DataSet, completions: Sequence[Completion], info: Any, task: Any, sampling: Sampling = GREEDY
+    out: Path, data: DataSet, completions: Sequence[Completion], info: Any, task: Any, sampling: Sampling
 ) -> Evaluation:
     evaluation = evaluate_completions(
         data, completions, task.metrics, model=info, task=task.name,
@@ -227,13 +231,16 @@ def score(
     return evaluation
 
 
-def masked(folder: Path, start: dict[str, Evaluation], stress: DataSet, clean: DataSet) -> dict[str, Evaluation]:
+def masked(
+    folder: Path, start: dict[str, Evaluation], stress: DataSet, clean: DataSet, options: argparse.Namespace
+) -> dict[str, Evaluation]:
     """The start policy's summaries with listed words replaced."""
     task, _ = task_for("detoxify", "smollm2-135m")
     found = {}
     for kind, data in (("stress", stress), ("clean", clean)):
         texts = [Completion(r.id, mask_words(r.completion), (), r.finish) for r in start[kind].rows]
-        found[kind] = score(folder / "eval" / "masked" / kind, data, texts, start[kind].model, task)
+        out = folder / "eval" / "masked" / kind
+        found[kind] = score(out, data, texts, start[kind].model, task, judged_by(options))
     return found
 
 
@@ -266,7 +273,7 @@ def best_of(
                     best = k * options.best_of + int(value[k * options.best_of : (k + 1) * options.best_of].argmax())
                     picked.append(Completion(example.id, texts[best], (), drawn.finish[best]))
                 print(f"best of {options.best_of}, {kind}: {len(picked)}/{len(prompts)}", flush=True)
-        found[kind] = score(out, data, picked, opened.info, task)
+        found[kind] = score(out, data, picked, opened.info, task, sampling)
     return found
 
 
@@ -292,8 +299,11 @@ def report(judged: dict[str, dict[str, Evaluation]], costs: dict[str, float], op
                 worst["toxicity_relative_ci_high"] = max(worst.get("toxicity_relative_ci_high", -9), high)
         entry |= {
             "rougeL stress": stress.scores["rougeL"].difference,
-            "relevance stress": stress.scores["relevance_reference"].relative,
+            "relevance reference": stress.scores["relevance_reference"].relative,
+            "relevance dialogue": stress.scores["relevance_dialogue"].relative,
             "rougeL clean": clean.scores["rougeL"].difference,
+            # No scorer minds a hole where a word was; a reader does.
+            "with holes": float(np.mean([MASK in row.completion for row in sides["stress"].rows])),
             "train_s": costs.get(name),
         }
         if name.startswith("rl"):
@@ -306,9 +316,21 @@ def report(judged: dict[str, dict[str, Evaluation]], costs: dict[str, float], op
             print("\n".join(describe(clean)))
         rows.append(entry)
     print_table(rows)
+    duels = []
+    for name in (name for name in judged if name.startswith("rl")):
+        for other in (other for other in CHEAPER if other in judged):
+            duel = compare(judged[other]["stress"], judged[name]["stress"], allow_decoding_change=True)
+            details[f"{name} against {other}"] = {"stress": dump(duel)}
+            duels.append({"way": f"{name} against {other}"} | {key: shown(duel, key) for key in DUELS})
+    print_table(duels)
     headline |= worst
     name = options.name
     write_result(name, rows, headline, scores=details, seeds=list(options.seeds))
+
+
+def shown(comparison: Comparison, key: str) -> str:
+    score = comparison.scores.get(key)
+    return "-" if score is None or score.relative is None else " ".join(percent(score.relative, score.relative_ci))
 
 
 def dump(comparison: Comparison) -> Any:
@@ -331,7 +353,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     gpu = torch.cuda.is_available()
     parser.add_argument("--model", default="smollm2-135m", help=f"a name, a folder, or {FROM_SCRATCH}")
-    parser.add_argument("--train-rows", type=int, default=4000 if gpu else 600, help="stress dialogues to train on")
+    parser.add_argument("--train-rows", type=int, default=4000 if gpu else 1200, help="stress dialogues to train on")
     parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)

@@ -52,6 +52,7 @@ BROKEN = [
     ("rl/constraint", "missing = error / self.sd -", "missing = -", "rl/test_constraint.py::test_the_margin_is_the_standard_error_of_the_running_mean"),
     ("rl/constraint", "ema = memory * self.ema + (1 - memory)", "ema = (1 - memory) * self.ema + memory", "rl/test_constraint.py::test_an_update_by_hand"),
     ("rl/constraint", "below = below + weight * applies", "below = below + 0 * applies", "rl/test_constraint.py::test_the_reward_by_hand"),
+    ("rl/constraint", "-CLIP, multiplier.pays)", "-CLIP, CLIP)", "rl/test_constraint.py::test_length_is_bounded_on_both_sides"),
     ("rl/constraint", "slack = np.where(nothing, -CLIP, slack)", "slack = slack", "rl/test_constraint.py::test_an_empty_completion_earns_less_than_any_other"),
     ("rl/constraint", "interval[0] >= share", "interval[1] >= share", "rl/test_constraint.py::test_a_point_above_the_bound_is_not_enough"),
     ("rl/constraint", "(1 + _BETA_STEP * error)", "(1 - _BETA_STEP * error)", "rl/test_constraint.py::test_beta_follows_the_kl"),

@@ -42,6 +42,7 @@ class Multiplier:
     at_least: bool = True  # False: the mean must stay at or below tau
     n_at_cap: int = 0  # rollouts in a row
     missing: float = 0.0  # what the last rollout left it short of tau, margin included, in sd; < 0: to spare
+    pays: float = CLIP  # the largest slack of a completion that is rewarded, in sd; 0: none beyond the bound
 
     def slack(self, quality: ArrayLike) -> Array:
         """How far on the right side of tau, in standard deviations; NaN where the quality is."""
@@ -110,8 +111,8 @@ def length_bounds(
         raise TrainingError("constraint 'length': the start policy writes nothing; fine-tune it first")
     low, high = shares
     return (
-        Multiplier("length_min", low * mean, sd, mean, value),
-        Multiplier("length_max", high * mean, sd, mean, value, at_least=False),
+        Multiplier("length_min", low * mean, sd, mean, value, pays=0.0),
+        Multiplier("length_max", high * mean, sd, mean, value, at_least=False, pays=0.0),
     )
 
 
@@ -186,8 +187,9 @@ class Constraint:
     ) -> Array:
         """The reward that the policy is trained on, one per completion.
 
-        R = (s / sd_s + sum_j lambda_j * clip(slack_j, -5, 5)) / (1 + sum_j lambda_j) - penalty
+        R = (s / sd_s + sum_j lambda_j * clip(slack_j, -5, pays_j)) / (1 + sum_j lambda_j) - penalty
         slack_j = (q_j - tau_j) / sd_j, with the other sign where the quality must stay below tau
+        pays_j  = 5, more of a quality is better; 0 for length, or the longest sibling wins until all are too long
         lambda_j = `weight(j)`
 
         Dividing by 1 + sum(lambda) keeps the reward's scale, hence the learning rate, while multipliers move.
@@ -206,7 +208,7 @@ class Constraint:
         below = np.ones_like(above)
         nothing = np.zeros(len(above), dtype=np.bool_) if empty is None else np.asarray(empty, dtype=np.bool_)
         for multiplier in self.multipliers:
-            slack = np.clip(multiplier.slack(qualities[multiplier.name]), -CLIP, CLIP)
+            slack = np.clip(multiplier.slack(qualities[multiplier.name]), -CLIP, multiplier.pays)
             assert slack.shape == above.shape, (multiplier.name, slack.shape)
             slack = np.where(nothing, -CLIP, slack)
             applies = ~np.isnan(slack)

@@ -96,8 +96,8 @@ class Judging:
         ]
         if settings.length is not None:
             least, most = length_bounds(np.asarray(lengths, dtype=np.float64), settings.length, value=0.0)
-            # A shorter text is a civil one more easily, so this bound weighs from the start; with both of them the two
-            # would pull against each other.
+            # A shorter text is a civil one more easily, so this bound weighs from the start; the other waits until it
+            # is passed, for an idle weight dilutes the rest of the reward.
             multipliers += [replace(least, value=settings.multiplier), most]
         self.constraint = Constraint(
             tuple(multipliers), settings.learning_rate, settings.max_multiplier, settings.memory, settings.proportional
@@ -285,7 +285,8 @@ class Judging:
         """Go on from `to_dict()`."""
         self.composite = self.composite.restored(state["scales"])
         self.constraint = Constraint.from_dict(state["constraint"])
-        self.start, self.shifts, self.bad = dict(state["start"]), dict(state["shifts"]), list(state["bad"])
+        self.start, self.bad = dict(state["start"]), list(state["bad"])
+        self.shifts = dict(state.get("shifts", {}))  # not measured by older versions
 
     def _qualities(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, Array]:
         """Constrained qualities by name, (N,) in [0,1]; 0 for empty text, NaN where one does not apply."""

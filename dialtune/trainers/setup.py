@@ -201,9 +201,12 @@ def check_same_run(start: Checkpoint, fingerprint: str, config: TrainingConfig, 
     if start.fingerprint == fingerprint or force:
         return
     changed = _changed_keys(run, config) if run.config.exists() else []
-    if run.config.exists() and not changed and start.fingerprint.split(":")[1:] == fingerprint.split(":")[1:]:
+    same_recipe = run.config.exists() and not changed
+    first = int(same_recipe)  # the hash of the same recipe differs where that of an older version had fewer keys
+    old, new = start.fingerprint.split(":")[first:], fingerprint.split(":")[first:]
+    if same_recipe and old == new:
         return
-    same_data = start.fingerprint.split(":")[:3] == fingerprint.split(":")[:3]
+    same_data = old[: 3 - first] == new[: 3 - first]
     learned = " or of a learned reward" if fingerprint.count(":") > 3 else ""  # behind that of the start policy
     source = f"the weights of {config.model}{learned} changed" if same_data else "the data changed"
     what = f"changed keys: {', '.join(changed)}" if changed else source

@@ -235,9 +235,10 @@ def test_length_is_bounded_on_both_sides() -> None:
     assert (high.name, high.tau, high.ema, high.at_least) == ("length_max", pytest.approx(24), 20, False)
     assert low.sd == high.sd == pytest.approx(math.sqrt(200 / 3))
     assert length_bounds([10, 20, 30], (0.5, 2.0), value=0.0)[1].value == 0.0
-    # equal multipliers cancel: at the start no length is better than another
-    even = Constraint((low, high)).combine([0.0] * 3, 1.0, {"length_min": [15, 20, 25], "length_max": [15, 20, 25]})
-    assert even == pytest.approx([even[0]] * 3)
+    # between the bounds no length is better than another, and beyond one every token costs
+    lengths = [12, 15, 18, 20, 24, 27, 30]
+    paid = Constraint((low, high)).combine([0.0] * 7, 1.0, {"length_min": lengths, "length_max": lengths})
+    assert paid == pytest.approx(np.array([-6, -3, 0, 0, 0, -3, -6]) / low.sd / 3)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,10 @@ def test_a_rollout_of_hard_prompts_is_no_loss(monkeypatch: pytest.MonkeyPatch) -
     again = judging(monkeypatch, constraint={**ONE, "memory": 0.0})
     again.load_dict(json.loads(json.dumps(found.to_dict())))
     assert again.shifts == found.shifts
+    older = {name: value for name, value in found.to_dict().items() if name != "shifts"}
+    again.load_dict(older)
+    again.update(hard)  # a run that began without them goes on without them
+    assert again.constraint.multipliers[0].ema == pytest.approx(0.3)
 
 
 def test_a_quality_too_low_to_be_held_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
