@@ -176,7 +176,7 @@ rl = load_rl_config(
     None, method="grpo", model=str(start), template=recipe.template, output_dir=str(RUNS / "train"), data__train=TRAIN,
     data__validation=VALIDATION, lora__r=16, lora__dropout=0.0, learning_rate=5e-4, beta=0.02, max_steps=UPDATES,
     eval_steps=max(1, UPDATES // 3), rollout_batch_size=2 if QUICK else 4, num_generations=4 if QUICK else 8,
-    constraint__baseline_prompts=2 if QUICK else 24, constraint__learning_rate=0.5, constraint__length=[0.95, 1.3],
+    constraint__baseline_prompts=2 if QUICK else 8, constraint__learning_rate=0.5, constraint__length=[0.95, 1.3],
     max_completion_length=TOKENS, data__max_train_rows=4 if QUICK else None,
     data__max_validation_rows=2 if QUICK else 16, **unseen,
 )  # fmt: skip
