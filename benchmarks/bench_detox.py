@@ -54,15 +54,15 @@ lora: {r: 16, alpha: 32, dropout: 0.0}
 RL = """
 method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
-learning_rate: 3e-4
+learning_rate: 1e-3
 lr_scheduler_type: linear
-beta: 0.05
-temperature: 0.7
+beta: 0.02
+temperature: 0.85
 rollout_batch_size: 4
 num_generations: 8
 per_device_train_batch_size: 2
 constraint:
-  qualities: [relevance_dialogue, relevance_reference]
+  qualities: [relevance_dialogue]
   length: [0.7, 1.15]
   multiplier: 0.5
   learning_rate: 0.1
