@@ -7,6 +7,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from dialtune.rl.judging import COLUMNS
 from dialtune.rl.rollouts import Rollout
 from dialtune.runs import RunFolder, read_rows
 from dialtune.trainers import rl, rl_run
+from dialtune.trainers.group import GroupMethod
 from dialtune.trainers.method import Measured
 from dialtune.trainers.rl import Clock, Pool, RLState
 from dialtune.trainers.rl_run import Prepared, prepare
@@ -272,6 +274,18 @@ def test_a_multiplier_moves_once_per_rollout(tmp_path: Path) -> None:
         by_rollout.setdefault(row["rollout"], set()).add(row["lambda:length_min"])
     assert [len(values) for values in by_rollout.values()] == [1, 1, 1]
     assert len(set.union(*by_rollout.values())) == 3
+
+
+@pytest.mark.parametrize(("method", "expected"), [("grpo", [-0.15, 0.15]), ("rloo", [-0.3, 0.3])])
+def test_a_completion_pays_for_its_distance_from_the_start_policy(method: str, expected: list[float]) -> None:
+    """Rewards alike; the first completion is 0.4 + 0.2 nats likelier than under the start policy, beta 0.5."""
+    group = GroupMethod(SimpleNamespace(module=None), rl_config("tiny", "out", method=method, beta=0.5))  # type: ignore[arg-type]
+    group.rollout = SimpleNamespace(  # type: ignore[assignment]
+        group=2, rewards=torch.ones(2), valid=torch.tensor([True, True]), ref_logprobs=torch.full((2, 3), -2.0),
+        mask=torch.tensor([[True, True, False]] * 2),
+    )  # fmt: skip
+    old = torch.tensor([[-1.6, -1.8, 9.0], [-2.0, -2.0, 9.0]])  # the last token is padding
+    assert group._advantages(torch.arange(2), old).tolist() == pytest.approx(expected)
 
 
 def test_beta_follows_its_target_and_is_fixed_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
