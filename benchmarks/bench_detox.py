@@ -54,10 +54,10 @@ lora: {r: 16, alpha: 32, dropout: 0.0}
 RL = """
 method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
-learning_rate: 1e-3
+learning_rate: 8e-4
 lr_scheduler_type: linear
 beta: 0.02
-temperature: 0.85
+temperature: 1.0
 rollout_batch_size: 4
 num_generations: 8
 per_device_train_batch_size: 2
