@@ -27,34 +27,34 @@ docs: setup-dev                    ## write the generated pages, build all of th
 notebooks: setup-dev               ## execute the three labs and write them with their outputs (about 40 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/build.py
 
-bench: bench-summarize bench-sft bench-packing bench-rl   ## all benchmarks; results/*.json and a table each
+bench: bench-summarize bench-sft bench-packing bench-rl   ## job 1 and speed; each writes results/*.json and prints a table
 
 bench-summarize: setup
-	$(BIN)/python benchmarks/bench_summarize.py
+	$(BIN)/python benchmarks/bench_summarize.py $(ARGS)
 
 bench-sft: setup-bench
-	$(BIN)/python benchmarks/bench_sft.py
+	$(BIN)/python benchmarks/bench_sft.py $(ARGS)
 
-bench-packing: setup               ## one forward pass per dialogue against one per reply (about 10 minutes)
-	$(BIN)/python benchmarks/bench_packing.py
+bench-packing: setup               ## one forward pass per dialogue against one per reply (about half an hour)
+	$(BIN)/python benchmarks/bench_packing.py $(ARGS)
 
 bench-reward: setup                ## learned rewards on DailyDialog and chitchat, held out (about 20 minutes)
-	$(BIN)/python benchmarks/bench_reward.py
+	$(BIN)/python benchmarks/bench_reward.py $(ARGS)
 
 bench-respond: setup              ## job 2 on DailyDialog, held-out dialogues (about 40 minutes)
-	$(BIN)/python benchmarks/bench_respond.py
+	$(BIN)/python benchmarks/bench_respond.py $(ARGS)
 
 bench-rl: setup-bench setup-bench-trl011   ## one step of PPO and GRPO against TRL 1.16 and 0.11.4 (about 15 minutes)
-	$(BIN)/python benchmarks/bench_rl.py
+	$(BIN)/python benchmarks/bench_rl.py $(ARGS)
 
 bench-detox: setup                 ## job 3 on DialogSum + ParaDetox, three seeds, four baselines (hours on a CPU)
-	$(BIN)/python benchmarks/bench_detox.py
+	$(BIN)/python benchmarks/bench_detox.py $(ARGS)
 
 bench-peers: setup                 ## look up in other tools' packages what they have (downloads their wheels)
-	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 toxicity-scorer: setup             ## train the packaged toxicity scorer (about 15 minutes on 2 cores)
-	$(BIN)/python benchmarks/train_toxicity.py
+	$(BIN)/python benchmarks/train_toxicity.py $(ARGS)
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev

@@ -108,7 +108,7 @@ def main() -> None:
         judged["prompt only"] = judge(folder, "prompt-only", start, stress, clean, options, prefix=CIVIL)
         judged["word-list masking"] = masked(folder, judged["start"], stress, clean, options)
         judged[f"best of {options.best_of}"] = best_of(folder, start, stress, clean, options)
-        # One epoch takes about as long as a seed of RL.
+        # One epoch of a LoRA start takes about as long as a seed of RL; --start-settings bring their own epochs.
         civil = train_sft(folder / "sft-civil", start, sets["civil"], options, epochs=1)
         costs["SFT on civil summaries"] = seconds_of(folder / "sft-civil")
         judged["SFT on civil summaries"] = judge(folder, "sft-civil-eval", civil, stress, clean, options)
@@ -357,7 +357,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200 if gpu else 24)
+    parser.add_argument("--steps", type=int, default=200 if gpu else 32)
     parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, default=8 if gpu else 4)

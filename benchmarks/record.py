@@ -21,7 +21,9 @@ def shared_data(chosen: str | None) -> Path:
     """The real corpora, or a sentence on what is missing."""
     folder = Path(chosen) if chosen else SHARED
     if not folder.is_dir():
-        sys.exit(f"{folder.name}: the real corpora are not beside this checkout; give --shared FOLDER")
+        sys.exit(
+            f"{folder.name}: the real corpora (CONTRIBUTING.md lists them) are not beside this checkout; give --shared FOLDER"
+        )
     return folder
 
 

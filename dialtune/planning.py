@@ -1,4 +1,4 @@
-"""How many dialogues a claim needs, from what a pilot says about variance (evaluation.md, section 8).
+"""How many dialogues a claim needs, from what a pilot says about variance.
 
 A pilot is a comparison, two evaluations of the same rows, or one evaluation and an assumed correlation.
 """

@@ -24,7 +24,7 @@ RESAMPLES = 10_000
 PERMUTATIONS = 100_000
 ALPHA = 0.05
 EXACT_UNITS = 16  # up to 2**16 assignments are enumerated
-WIDEN_BELOW = 200  # percentile intervals cover less than they say below this many units (evaluation.md, section 7)
+WIDEN_BELOW = 200  # percentile intervals cover less than they say below this many units
 _CELLS = 4_000_000  # cells of a weight matrix held at once: 32 MB in float64
 
 
@@ -302,7 +302,7 @@ def shares(differences: ArrayLike, *, higher_is_better: bool) -> tuple[float, fl
     return float(np.mean(d > 0)), float(np.mean(d == 0)), float(np.mean(d < 0))
 
 
-# Power: Fleiss 1981 and Connor 1987 for rates; z brackets as in evaluation.md, section 8.
+# Power: Fleiss 1981 and Connor 1987 for rates.
 
 
 def _z(alpha: float, power: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from dialtune.pairing import Drawn
 from dialtune.results import Constraint, Effect, Entry, SecondVerdict, Verdict
 from dialtune.statistics import bootstrap_interval, dz, n_paired, shares, standard_error
 
-NO_VERDICT_BELOW = 30  # dialogues: intervals of fewer cover too little to be believed (evaluation.md, section 7)
+NO_VERDICT_BELOW = 30  # dialogues: intervals of fewer cover too little to be believed
 NOTE_BELOW = 100
 MAX_EMPTY = 0.01  # a larger share of empty completions withholds `improved` from scores that exclude them
 
@@ -77,7 +77,7 @@ def decide(
     direction: Literal["higher", "lower"],
     rule: Rule,
 ) -> tuple[Verdict, str | None]:
-    """The verdict and what to know about it (evaluation.md, section 7)."""
+    """The verdict and what to know about it."""
     if units < NO_VERDICT_BELOW:
         return "no difference shown", f"no verdict below {NO_VERDICT_BELOW} dialogues"
     note = f"fewer than {NOTE_BELOW} dialogues: read the interval with care" if units < NOTE_BELOW else None

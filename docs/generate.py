@@ -123,7 +123,7 @@ def metrics_page() -> str:
     """Every metric: which way is better, and its signature with one reference."""
     rows = ["| metric | better | signature with one reference |", "|---|---|---|"]
     for name, metric in METRICS.items():
-        signature = re.sub(r"-[0-9.]+(?=\|)", "-VERSION", metric.signature((1, 1))).replace("|", "\\|")
+        signature = re.sub(r"(tool:[\w-]+?)-[0-9.]+(?=\|)", r"\1-VERSION", metric.signature((1, 1))).replace("|", "\\|")
         if name.endswith(":alt-profanity-check"):  # an optional package: the page is the same without it
             signature = signature.partition("\\|")[0] + "\\|…, from the version that is installed"
         rows.append(f"| `{name}` | {metric.direction or 'descriptive'} | `{signature}` |")

@@ -192,7 +192,7 @@ def test_nan_in_a_document_leaves_no_checkpoint(tmp_path: Path) -> None:
 def test_no_room_is_one_line_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(path.stat().st_size for path in _save(tmp_path, 1).rglob("*") if path.is_file())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9999, 0, size))  # type: ignore[attr-defined]
-    needed = size * 11 // 10  # 1.1 x the last checkpoint, reliability.md 2.1
+    needed = size * 11 // 10  # 1.1 x the last checkpoint
     with pytest.raises(CheckpointError) as caught:
         _save(tmp_path, 2)
     assert f"{tmp_path}: no room for checkpoint-2: {needed} bytes needed, {size} free" in str(caught.value)

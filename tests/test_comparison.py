@@ -775,7 +775,6 @@ def line(**fields: Any) -> str:
 
 
 def test_lines_read_as_in_the_protocol() -> None:
-    """evaluation.md, section 6."""
     assert line() == "toxicity_mean 0.081 -> 0.052, -0.029 [-0.041, -0.018], p 0.0004, n 500: improved"
     assert line(verdict="no difference shown", n_needed=1934).endswith(": cannot tell, needs about 1,900 dialogues")
     assert line(verdict="no difference shown").endswith("n 500: no difference shown")

@@ -464,7 +464,7 @@ def test_the_baseline_outputs_score_as_published(
     assert (result.n_total, result.n_scored, result.n_empty) == (500, 500, 0)
     if reference == "summary1":
         low, high = result.scores["rouge1"].ci or (0, 0)
-        assert (high - low) / 2 == pytest.approx(1.4, abs=0.1)  # evaluation.md, section 8, n = 500
+        assert (high - low) / 2 == pytest.approx(1.4, abs=0.1)  # points, n = 500
 
 
 def test_evaluating_loads_no_torch() -> None:

@@ -76,7 +76,7 @@ def one(text: str, pilot: Any, **settings: Any) -> Plan:
     return found
 
 
-# --- evaluation.md section 8: base mean 0.035, sd 0.04; every number of its paired columns, each worked by hand ---
+# --- base mean 0.035, sd 0.04; every number of its paired columns, each worked by hand ---
 # sd_d = 0.04 sqrt(2 (1 - rho)); n = (2.8016 sd_d / delta)^2. For -20 %, rho 0.5: sd_d = 0.04, delta = 0.007,
 # (2.8016 * 0.04 / 0.007)^2 = 16.0091^2 = 256.3, so 257.
 

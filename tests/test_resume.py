@@ -513,7 +513,7 @@ def test_k10_two_fresh_processes_write_the_same_bytes(tiny_models: dict[str, Pat
 def test_20_kills_at_random_moments_end_in_the_weights_of_the_unbroken_run(
     tiny_models: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
-    """Acceptance (f) of the issue: kill -9 through the real command line, restarted each time."""
+    """kill -9 through the real command line, restarted each time."""
     log, n_kills, every = tmp_path / "log", 20, 5
     settings = {"max_steps": 600, "save_steps": every, "save_total_limit": 2, "gradient_accumulation_steps": 2}
     unbroken, run = tmp_path / "unbroken", tmp_path / "run"

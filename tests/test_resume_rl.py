@@ -411,7 +411,7 @@ def kills(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_20_kills_at_random_moments_end_in_the_weights_of_the_unbroken_run(tmp_path: Path) -> None:
-    """Acceptance (f) of the issue; K3. Three saves: two of them inside a rollout of four updates."""
+    """Three saves: two of them inside a rollout of four updates."""
     unbroken, broken, seen = kills(tmp_path, 20, signal.SIGKILL, every=3, max_steps=399)
     assert {code for code, _ in seen} <= {-signal.SIGKILL, 0}
     steps = [0, *(step for _, step in seen)]

@@ -248,7 +248,7 @@ def test_shares_follow_the_direction() -> None:
     ("drop", "unpaired", "paired"), [(0.2, 513, (359, 257, 154)), (0.3, 228, (160, 114, 69)), (0.5, 83, (58, 42, 25))]
 )
 def test_power_table_of_the_protocol(drop: float, unpaired: int, paired: tuple[int, ...]) -> None:
-    """evaluation.md, section 8: base mean toxicity 0.035, sd 0.04, rho 0.3, 0.5, 0.7."""
+    """Base mean toxicity 0.035, sd 0.04, rho 0.3, 0.5, 0.7."""
     assert n_unpaired(0.04, drop * 0.035) == unpaired
     for rho, want in zip((0.3, 0.5, 0.7), paired, strict=True):
         assert n_paired(sd_of_difference(0.04, 0.04, rho), drop * 0.035) == want
@@ -260,7 +260,7 @@ def test_rates_need_the_rows_of_the_protocol(u: float, w: float, want: int) -> N
 
 
 def test_eleven_dialogues_see_only_a_change_as_large_as_the_base() -> None:
-    """evaluation.md, section 8: 97 % of the base, paired at rho 0.5; 137 % unpaired."""
+    """97 % of the base, paired at rho 0.5; 137 % unpaired."""
     assert smallest_visible(0.04, 11) / 0.035 == pytest.approx(0.97, abs=0.005)
     assert smallest_visible(0.04 * math.sqrt(2), 11) / 0.035 == pytest.approx(1.37, abs=0.005)
 

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from dialtune.cli import data, evaluate, reward, rl, run, setup
 from dialtune.errors import DialtuneError
 
-# What users of trl, axolotl, lm-eval and LLaMA-Factory type first (ecosystem.md 6.1).
+# What users of trl, axolotl, lm-eval and LLaMA-Factory type first.
 ELSEWHERE = {
     "train": "sft",
     "finetune": "sft",

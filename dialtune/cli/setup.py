@@ -80,7 +80,7 @@ def init(
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a commented recipe of eight keys."""
+    """Write a short, commented recipe."""
     from dialtune.config.writing import write_recipe
     from dialtune.errors import ConfigError
     from dialtune.runs import write_text_atomic

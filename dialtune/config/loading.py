@@ -22,7 +22,7 @@ _Schema = TypeVar("_Schema", RunConfig, RLConfig, RewardConfig)
 RECIPES = Path(__file__).parent.parent / "assets" / "recipes"
 _TOPICS: dict[str, type[TrainingConfig]] = {"rl": RLConfig, "reward": RewardConfig}  # of `config explain`
 
-# Spellings of trl, axolotl, LLaMA-Factory and H2O that mean exactly one of our keys (ecosystem.md 6.2).
+# Spellings of trl, axolotl, LLaMA-Factory and H2O that mean exactly one of our keys.
 ALIASES: dict[str, str] = {
     "model_name_or_path": "model",
     "base_model": "model",

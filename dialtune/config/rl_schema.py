@@ -17,7 +17,7 @@ QualityName = Literal["relevance", "relevance_dialogue", "relevance_reference", 
 
 
 class ConstraintConfig(Section):
-    """What must stay as good as the start policy while the reward rises (rl.md, section 9)."""
+    """What must stay as good as the start policy while the reward rises."""
 
     qualities: tuple[QualityName, ...] = Field(
         ("relevance", "rougeL"),
@@ -29,8 +29,14 @@ class ConstraintConfig(Section):
         (0.9, 1.2), description="Mean tokens as shares of the start policy's; null: free. Silence would be civil too."
     )
     learning_rate: float = Field(0.1, description="Step of a multiplier, once per rollout.", gt=0, le=10)
-    multiplier: float = Field(1.0, description="Each multiplier at the start; it then follows the constraint.", ge=0)
-    max_multiplier: float = Field(50.0, description="Above it for 20 rollouts the run stops as infeasible.", gt=0)
+    multiplier: float = Field(
+        1.0,
+        description="Each multiplier at the start, 0 for the greatest length; it then follows the constraint.",
+        ge=0,
+    )
+    max_multiplier: float = Field(
+        50.0, description="A multiplier's cap; after 20 rollouts at it the run stops as infeasible.", gt=0
+    )
     proportional: float = Field(
         0.0,
         description="Added to a multiplier per standard deviation that its quality is short of now, taken off per one "
@@ -71,7 +77,7 @@ class RLConfig(TrainingConfig):
     per_device_train_batch_size: int = Field(
         4, description="Prompts per forward pass, each with all its completions; lower it to save memory.", ge=1
     )
-    max_completion_length: int = Field(64, description="Tokens a completion may have; the cap C of rl.md.", ge=1)
+    max_completion_length: int = Field(64, description="Tokens a completion may have.", ge=1)
     eval_steps: int = Field(10, description="Updates between evaluations on data.validation; 0: only at the end.", ge=0)
 
     rollout_batch_size: int = Field(8, description="Prompts per rollout.", ge=1)

@@ -40,7 +40,7 @@ def plain_text(example: Example) -> str:
 
 
 def normal_form(plain: str) -> str:
-    """`plain_text` reduced to [a-z0-9] (evaluation.md section 12); a text with none of those keeps its letters.
+    """`plain_text` reduced to [a-z0-9]; a text with none of those keeps its letters.
 
     >>> normal_form("#Person1#: It's 10:30 !".lower().replace("#person1#", ""))
     'its1030'

@@ -91,7 +91,7 @@ class Metric(ABC):
 
     @abstractmethod
     def signature(self, references: tuple[int, int]) -> str:
-        """`name|key:value|...` (evaluation.md, section 4); `references` are the fewest and the most on a row."""
+        """`name|key:value|...`; `references` are the fewest and the most on a row."""
 
     @abstractmethod
     def segments(self, completions: Sequence[str], examples: Sequence[Example]) -> Array:
@@ -150,7 +150,7 @@ def reference_settings(reference: str, references: tuple[int, int]) -> dict[str,
 
 
 def prepare(text: str) -> str:
-    """The text as every metric sees it: NFC, stripped, nothing else (evaluation.md, section 2)."""
+    """The text as every metric sees it: NFC, stripped, nothing else."""
     return unicodedata.normalize("NFC", text.strip())
 
 

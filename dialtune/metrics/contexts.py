@@ -35,7 +35,7 @@ def last_turn_only(example: Example) -> Example:
 
 
 def dialogue_units(examples: Sequence[Example]) -> list[int]:
-    """Per row the first row of its unit: what is resampled, swapped and kept together (evaluation.md, section 7).
+    """Per row the first row of its unit: what is resampled, swapped and kept together.
 
     Replies of one dialogue are one unit, and so are copies: dialogues of which all rows say the same. A row without any
     text is nobody's copy.

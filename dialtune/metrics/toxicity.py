@@ -1,6 +1,6 @@
 """How toxic completions are by one scorer, how many are empty, and whether a harmless fact survived.
 
-Scorers see the completion alone (evaluation.md, section 9). Opening one waits until something is scored or signed, and
+Scorers see the completion alone. Opening one waits until something is scored or signed, and
 one that is not there makes its scores `not scored (reason)`, never an error and never 0.
 """
 

@@ -21,7 +21,7 @@ class Relevance:
     """The weighted mean of two similarities, each a cosine of the packaged encoder's vectors, clipped at 0.
 
     To the dialogue (of a reply: its context): cos(completion, dialogue), no more than the mean that the row's own
-    references reach. An echo of it is nearer to it than any summary, so more is not better (rl.md, section 8).
+    references reach. An echo of it is nearer to it than any summary, so more is not better.
     To the references: the mean of cos(completion, reference) over them, no more than the mean between two of them.
 
     A part applies if the row has a dialogue, or a reference with a letter in it; without a reference (two, for the

@@ -125,7 +125,7 @@ def shaped_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Te
 def sequence_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
     """(B,) reward of each completion minus beta times its summed KL: the sum of `shaped_rewards` over its tokens.
 
-    For RLOO and Dr.GRPO. k2 or k3 here would bias the gradient by more than half (rl.md, section 5).
+    For RLOO and Dr.GRPO. k2 or k3 here would bias the gradient by more than half.
     """
     return shaped_rewards(rewards, kl, mask, beta).sum(1)
 

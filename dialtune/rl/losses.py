@@ -31,7 +31,7 @@ def kl_k1(logprobs: Tensor, ref: Tensor) -> Tensor:
     """k1 = l - l_ref, of any shape: unbiased, either sign. For the reward; carries no gradient.
 
     k1, k2, k3: Schulman 2020, joschu.net/blog/kl-approx.html. As a loss its expected gradient would be zero, so none
-    flows (rl.md, section 5).
+    flows.
     """
     return _constant(logprobs) - _constant(ref)
 
@@ -183,7 +183,7 @@ def kl_in_loss(
     loss = clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * (l - l_ref)^2 / 2, the ratio without gradient
 
     k2's expected gradient is that of the per-token KL under the policy itself; after the first pass the samples come
-    from an older policy, which the ratio makes good. It ignores what a token does to later states (rl.md, section 5),
+    from an older policy, which the ratio makes good. It ignores what a token does to later states,
     so it serves where rewards are divided by a standard deviation, which would turn beta into beta / std.
     """
     assert ref.shape == mask.shape, (ref.shape, mask.shape)

@@ -139,7 +139,7 @@ def hacking_gap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> HackingGap:
-    """Gain of the trained scorer minus the median gain of the jurors (evaluation.md, section 9).
+    """Gain of the trained scorer minus the median gain of the jurors.
 
         gain = (mean before - mean after) / sd of the start policy's scores, by the same scorer
 

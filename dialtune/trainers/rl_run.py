@@ -197,6 +197,9 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
         notes=notes_of(config, prepared.task) | {"trained_on": record_seen(run, prepared.train, config)},
         on_event=on_event,
     )
+    if prepared.validation is not None and config.load_best_model_at_end and state.best_step is None:
+        text = f"no checkpoint was shown to keep what it must on validation: the last counts, checkpoint-{state.step}"
+        on_event("note", {"text": text})
     return result_of(run, state.result_step(config))
 
 

@@ -100,7 +100,6 @@ def test_no_references_at_all_score_nothing() -> None:
 
 
 def test_the_signatures_embed_the_tools_settings() -> None:
-    """evaluation.md, section 4."""
     assert Bleu("mean").signature((3, 3)) == (
         "bleu|refs:3|agg:corpus|case:mixed|eff:no|tok:13a|smooth:exp|empty:zero|tool:sacrebleu-2.6.0|dialtune:1"
     )

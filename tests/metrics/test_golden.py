@@ -75,6 +75,6 @@ def test_rouge_does_not_notice_the_doubled_hash(outputs: dict[str, list[str]], e
 
 
 def test_blank_outputs_lower_the_mean(outputs: dict[str, list[str]], examples: tuple[Example, ...]) -> None:
-    """Blanking 5 % of the outputs must cost 5 % or so of the score, not raise it (evaluation.md, section 1)."""
+    """Blanking 5 % of the outputs must cost 5 % or so of the score, not raise it."""
     texts = ["" if place % 20 == 0 else text for place, text in enumerate(outputs["fixed"])]
     assert aggregate(Rouge("rouge1"), texts, examples) == pytest.approx(45.91 * 0.95, abs=0.4)

@@ -125,7 +125,6 @@ def test_matching_does_not_depend_on_how_many_rows_are_held_at_once(
 
 
 def test_the_signatures_are_the_protocols() -> None:
-    """evaluation.md, section 4."""
     assert RelevanceDialogue().signature((1, 1)) == (
         "relevance_dialogue|encoder:all-MiniLM-L6-v2|sha:53aa5117|pool:mean|long:cut|max:256|agg:mean|empty:zero"
         "|dialtune:1"
@@ -240,7 +239,7 @@ def test_relevance_to_the_context_says_that_it_reads_the_latest_turns(by_word: N
     assert "|long:cut|" in RelevanceDialogue().with_rows([row("1", "boat")]).signature((1, 1))
 
 
-# --- the anchors of evaluation.md, section 10: DialogSum test, all-MiniLM-L6-v2, 256 tokens ---
+# --- anchors measured elsewhere: DialogSum test, all-MiniLM-L6-v2, 256 tokens ---
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +297,7 @@ def test_anchors_of_the_context(examples: tuple[Example, ...]) -> None:
 
 @pytest.mark.slow  # a minute: 500 contexts and replies are embedded
 def test_anchors_of_replies(shared_data: Path) -> None:
-    """evaluation.md, section 10: human replies to three turns of DailyDialog 0.890; an echo is nearer than any reply.
+    """Human replies to three turns of DailyDialog 0.890; an echo is nearer than any reply.
 
     There every context was held against 500, here against 99 near in length. A fixed sentence is at chance: one half,
     and the mean of 1 / rank over a hundred ranks, 5.187 / 100.

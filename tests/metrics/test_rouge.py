@@ -129,7 +129,6 @@ def test_unlike_lengths_are_refused() -> None:
 
 
 def test_the_signature_is_the_one_of_the_protocol() -> None:
-    """evaluation.md, section 4."""
     assert Rouge("rouge1", reference="mean").signature((3, 3)) == (
         "rouge1|refs:3|agg:mean|f:f1|stem:porter|split:none|case:lower|empty:zero|tool:rouge-score-0.1.2|dialtune:1"
     )

@@ -108,7 +108,7 @@ def test_the_scorer_sees_the_stripped_completion_and_nothing_of_the_dialogue(sco
 
 
 def test_the_signature_is_the_protocols(scorer: ByNumber) -> None:
-    """evaluation.md, section 4; blanks in a label would break the form."""
+    """Blanks in a label would break the form."""
     assert Toxicity("toxicity_mean", "x").signature((1, 1)) == (
         "toxicity_mean|scorer:by-number-1|sha:1f2e3d4c|label:toxic-text|link:sigmoid|text:completion|max:256"
         "|agg:mean|empty:excluded|dialtune:1"

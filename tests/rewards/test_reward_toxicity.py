@@ -18,7 +18,7 @@ def civility(logits: dict[str, float], **settings: float):
 
 
 def test_civility_is_minus_the_logit_between_its_bounds() -> None:
-    # rl.md, section 8: s = clip(-logit, -8, 4).
+    # s = clip(-logit, -8, 4).
     assert civility({"a": 0.0, "b": 2.5, "c": -3.0, "d": 9.0, "e": -5.0}) == [0.0, -2.5, 3.0, -8.0, 4.0]
     assert civility({"a": 3.0, "b": -3.0}, limit=2.0, saturation=1.0) == [-2.0, 1.0]
 

@@ -132,7 +132,7 @@ def test_groups_that_teach_nothing_are_named() -> None:
 
 
 def test_the_floor_keeps_a_group_that_agrees_small() -> None:
-    """rl.md, section 6: eight rewards that differ by 0.003 get advantages up to 1.7 from GRPO's own formula."""
+    """Eight rewards that differ by 0.003 get advantages up to 1.7 from GRPO's own formula."""
     rewards = torch.linspace(0, 0.003, 8, dtype=F64) + 0.5
     loud = group_relative(rewards, 8, "group", floor=0.0).abs().max()
     quiet = group_relative(rewards, 8, "group").abs().max()

@@ -103,7 +103,7 @@ def test_grpo_without_a_kl_finds_the_best_arm() -> None:
     assert play(update, steps=150, rate=2.0)[2] > 0.95
 
 
-# The constrained bandit of rl.md, section 9.
+# A constrained bandit: the least toxic arm is the least relevant one.
 
 TOXICITY = np.array([0.9, 0.5, 0.1, 0.02])
 RELEVANCE = np.array([0.70, 0.66, 0.62, 0.30])

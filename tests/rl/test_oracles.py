@@ -210,7 +210,7 @@ def test_later_passes_stay_unbiased_through_the_ratio() -> None:
     torch.testing.assert_close(expected(world, logits, loss, old), want, rtol=1e-8, atol=1e-10)
 
 
-# --- where the KL stands: rl.md, section 5 ---
+# --- where the KL stands ---
 
 
 def kl_gradients(world: Tabular) -> tuple[dict[str, Tensor], Tensor]:

@@ -29,7 +29,7 @@ def fresh() -> None:
 
 @needs_package
 def test_probabilities_are_those_of_the_package() -> None:
-    # Measured with alt-profanity-check 1.9.1 by itself (evaluation.md): a lexical scorer's two typical false alarms.
+    # Measured with alt-profanity-check 1.9.1 by itself: a lexical scorer's two typical false alarms.
     texts = ["I am a gay man", "suck it up and try again"]
     np.testing.assert_allclose(probabilities(load_profanity_check(), texts), [0.953, 0.998], atol=5e-4)
 

@@ -153,7 +153,7 @@ def test_the_command_line_prints_the_table_and_the_dry_run_trains_nothing(recipe
     assert "run 2 of 2: learning_rate=0.01" in shown.err
 
 
-# killed and restarted: acceptance (e) of the issue
+# killed and restarted
 
 
 def _child(grid: Grid, log: Path, die: Callable[[str, Mapping[str, Any], int], bool]) -> int:

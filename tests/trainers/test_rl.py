@@ -132,7 +132,7 @@ def gradient_of(prepared: Prepared, rollout: Rollout) -> Tensor:
 def test_a_shared_prompt_gives_the_loss_of_repeated_prompts(
     monkeypatch: pytest.MonkeyPatch, kind: str, method: str, old: bool
 ) -> None:
-    """rl.md, section 11, for the loss itself: log-probs within 1e-5, gradients within 1e-4 of the whole."""
+    """The shared prompt, for the loss itself: log-probs within 1e-5, gradients within 1e-4 of the whole."""
     config = rl_config(start_policy(kind), "unused", method=method, num_generations=5)
     prepared = prepare(config, [letter_reward()])
     model: Any = prepared.model
@@ -328,6 +328,18 @@ def test_the_best_checkpoint_is_the_best_of_those_that_lost_nothing(
     result = trained("gpt2", tmp_path / "run", max_steps=3, data=data(), eval_steps=1, save_total_limit=1)
     assert result.name == "checkpoint-1"  # 0.5, kept although newer ones were written
     assert list(RunFolder(tmp_path / "run").checkpoints()) == [1, 3]
+
+
+def test_a_run_that_was_never_shown_to_keep_what_it_must_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unexamined(monkeypatch)
+    monkeypatch.setattr(judging.Judging, "verdict", lambda *a: {"eval_objective": 0.1, "eval_acceptable": False})
+    told: list[str] = []
+    events = lambda kind, facts: told.append(facts["text"]) if kind == "note" else None  # noqa: E731
+    result = trained("gpt2", tmp_path / "run", max_steps=2, data=data(), eval_steps=1, on_event=events)
+    assert result.name == "checkpoint-2"
+    assert told[-1] == "no checkpoint was shown to keep what it must on validation: the last counts, checkpoint-2"
 
 
 def test_a_verdict_without_a_number_chooses_nothing() -> None:
