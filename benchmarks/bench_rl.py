@@ -4,8 +4,8 @@ Three pairs. `grpo`: SmolLM2-135M with LoRA r=16 on all linear layers, 2 prompts
 GRPOTrainer. `ppo_seq2seq` and `grpo_seq2seq`: a T5 of the published small size with random weights, 16 prompts x 1 and
 2 x 8, against TRL 0.11.4's PPOTrainer (16 x 1), the last release that trained encoder-decoders, which needs an older
 transformers and so a virtual environment of its own. Prompts have about 224 tokens, the same ids for both tools;
-completions run to the cap of 40 tokens, as untrained models do, and real tokens are counted. Policy passes per rollout
-are equal on both sides (`--epochs` for PPO, one for GRPO against GRPO).
+completions have at most 40 tokens: an untrained T5 fills them, SmolLM2 may stop before, and real tokens are counted
+beside the seconds. Policy passes per rollout are equal on both sides (`--epochs` for PPO, one for GRPO against GRPO).
 
 Every contender runs in processes of its own, in alternating rounds, after a warm-up step. A peer first runs one timed
 step in each of its precisions and goes on with the fastest. The phase table puts dialtune's seconds beside what the

@@ -21,9 +21,8 @@ def shared_data(chosen: str | None) -> Path:
     """The real corpora, or a sentence on what is missing."""
     folder = Path(chosen) if chosen else SHARED
     if not folder.is_dir():
-        sys.exit(
-            f"{folder.name}: the real corpora (CONTRIBUTING.md lists them) are not beside this checkout; give --shared FOLDER"
-        )
+        where = "give --shared FOLDER (CONTRIBUTING.md lists what is in it)"
+        sys.exit(f"{folder.name}: the real corpora are not beside this checkout; {where}")
     return folder
 
 

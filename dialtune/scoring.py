@@ -99,6 +99,7 @@ def score_file(
     file = Path(file)
     if out is not None and any(Path(out).resolve() == Path(source).resolve() for source in (file, data or file)):
         raise ConfigError(f"--out: got {out}, which is being read; name another file")
+    scorer = scorer.removeprefix("toxicity:")  # as recipes and logs call it
     _check_name(scorer)
     if (scorer in REWARDS and scorer != "toxicity") or is_reward_folder(Path(scorer)):
         if label is not None:

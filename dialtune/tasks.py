@@ -49,7 +49,7 @@ TASKS: dict[str, Task] = {
             template="summarize",
             metrics=(
                 *("rouge1", "rouge2", "rougeL", "bleu", "relevance_reference", "relevance_dialogue"),
-                *(f"toxicity_{kind}:{scorer}" for scorer in _SCORERS for kind in ("mean", "rate")),
+                *(f"toxicity_{kind}:{scorer}" for scorer in _SCORERS for kind in ("mean", "rate", "p95")),
                 *(f"toxic_{origin}:minilm" for origin in ("copied", "paraphrased", "invented")),
                 *("empty_rate", "mention_kept", "tag_integrity", "length_ratio", "copy_rate"),
             ),

@@ -115,7 +115,7 @@ def _numbers(facts: Mapping[str, Any]) -> str:
 RL_NUMBERS = {
     "reward": "reward",
     "toxic": "toxic",
-    "relevance": "relevance",
+    **{name: name for name in ("relevance", "relevance_dialogue", "relevance_reference", "rougeL")},
     "kl_per_sequence": "KL",
     "tokens": "tokens",
 }

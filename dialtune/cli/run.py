@@ -234,18 +234,25 @@ def compare(
     allow_decoding_change: Annotated[
         bool, typer.Option("--allow-decoding-change", help="For decoding studies; written into the result.")
     ] = False,
+    trained: Annotated[
+        str | None, typer.Option(help="The toxicity scorer that was the reward; AFTER's run says it if left out.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Tell whether AFTER is better than BEFORE: paired differences, intervals, a verdict."""
     from dialtune import comparison as c
     from dialtune.evaluation import read_evaluation
+    from dialtune.jury import TRAINED
+    from dialtune.rewards.score import trained_scorer
 
     c.parse_gates(require or ())
+    candidate = read_evaluation(after)
     result = c.compare(
         read_evaluation(before),
-        read_evaluation(after),
+        candidate,
         seed=seed,
         scores=score or None,
+        trained=trained or trained_scorer(candidate.model.name) or TRAINED,
         allow_decoding_change=allow_decoding_change,
     )
     for line in c.describe(result):

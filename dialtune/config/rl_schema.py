@@ -35,7 +35,10 @@ class ConstraintConfig(Section):
         ge=0,
     )
     max_multiplier: float = Field(
-        50.0, description="A multiplier's cap; after 20 rollouts at it the run stops as infeasible.", gt=0
+        50.0,
+        description="A multiplier's cap; after 20 rollouts at it the run stops as infeasible.",
+        gt=0,
+        validate_default=True,
     )
     proportional: float = Field(
         0.0,
@@ -56,6 +59,26 @@ class ConstraintConfig(Section):
         description="Prompts that measure the start policy once, with two completions each, or more of fewer.",
         ge=2,
     )
+
+    @field_validator("length")
+    @classmethod
+    def _some_length_is_allowed(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError("the least, 0 or more, then the most, above it: shares of the start policy's mean length")
+        return value
+
+    @field_validator("max_multiplier")
+    @classmethod
+    def _the_cap_is_above_the_start(cls, value: float, info: ValidationInfo) -> float:
+        if value < (start := info.data.get("multiplier", 0)):
+            raise ValueError(f"the multipliers start at {start:g} (multiplier), above their cap")
+        return value
+
+
+def _scorer(name: str) -> str:
+    """What a scorer's name opens: without its label, the packaged scorer's short name spelt out."""
+    head = name.partition("#")[0]
+    return "minilm" if head == "toxicity" else head
 
 
 class RLConfig(TrainingConfig):
@@ -103,7 +126,8 @@ class RLConfig(TrainingConfig):
         "penalise", description="A completion that hit the cap: minus one std, left out, or (ppo) valued."
     )
     alarm_scorer: str | None = Field(
-        "ngrams", description="A toxicity scorer that no reward uses; it watches for reward hacking. null: none."
+        "ngrams",
+        description="A toxicity scorer that no reward uses; it watches data.validation for reward hacking. null: none.",
     )
     rewards: dict[str, float] = Field(
         {"toxicity": 1.0},
@@ -132,6 +156,13 @@ class RLConfig(TrainingConfig):
             raise ValueError("nothing then holds the policy near its start; set kl_off: true if that is meant")
         if value and off:
             raise ValueError("kl_off is true as well; keep one of the two")
+        return value
+
+    @field_validator("kl_target")
+    @classmethod
+    def _nothing_adapts_from_nothing(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("beta") == 0:
+            raise ValueError("beta is 0 and adapts by factors, so it would stay 0; leave kl_off, or kl_target, out")
         return value
 
     @field_validator("num_generations")
@@ -175,7 +206,9 @@ class RLConfig(TrainingConfig):
                 raise ValueError(f"no reward {name!r}; known: {', '.join(known)}, toxicity:NAME, or a reward's folder")
             if weight == 0:
                 raise ValueError(f"{name} has weight 0; leave it out")
-            if head == "toxicity" and (scorer.partition("#")[0] or "minilm") == info.data.get("alarm_scorer"):
+            if weight < 0 and head == "toxicity":
+                raise ValueError(f"{name} has weight {weight:g}, which pays for abuse; it pays for civil text as it is")
+            if head == "toxicity" and _scorer(scorer or "toxicity") == _scorer(info.data.get("alarm_scorer") or ""):
                 raise ValueError(f"{name} is the alarm_scorer too; a reward cannot watch itself, name another there")
         return value
 

@@ -26,11 +26,13 @@ class Series:
     measured: Mapping[str, tuple[Point, ...]]
 
 
+# Of the dialogue and the reference together, or of one; what a run holds or rewards of them is logged.
+_RELEVANCE = ("relevance", "relevance_dialogue", "relevance_reference")
 # What a reinforcement-learning run shows: title, the rollouts' number, and numbers measured on validation dialogues.
 _RL_SERIES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("mean reward of the completions sampled", "reward", {}),
     ("toxic probability, by the reward's scorer", "toxic", {"validation": "eval_toxicity", "alarm": "eval_alarm"}),
-    ("relevance", "relevance", {"validation": "eval_relevance"}),
+    *((name.replace("_", " to "), name, {"validation": f"eval_{name}"}) for name in _RELEVANCE),
     ("KL to the start policy, nats per completion", "kl_per_sequence", {}),
 )
 
@@ -105,7 +107,8 @@ def stops(job: Job) -> list[Stop]:
     chosen = chosen_step(job)
     found = []
     for row in job.training.rows:
-        x, y = row.get("eval_relevance"), row.get("eval_toxicity")
+        x = next((row[key] for name in _RELEVANCE if _is_number(row.get(key := f"eval_{name}"))), None)
+        y = row.get("eval_toxicity")
         if _is_number(x) and _is_number(y):
             step = int(row["step"])
             kind: StopKind = "passed" if row.get("eval_acceptable") else "refused"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,6 +232,12 @@ class FunctionReward:
         if not self.timeout_s > 0:
             raise ConfigError(f"reward '{self.name}': timeout_s: got {self.timeout_s}; allowed: more than 0 seconds")
 
+    @property
+    def hint(self) -> str:
+        """What may be meant where it fails the probes of toxicity."""
+        judged = "It is asked about toxicity; if it judges something else: FunctionReward(function, judges='other')."
+        return judged if self.judges == "toxicity" else ""
+
     def scores(self, examples: Sequence[Example], completions: Sequence[str]) -> Array:
         """(N,) float64, masked where the function says None."""
         keywords = self._accepted(columns_of(examples, completions))
@@ -275,6 +281,17 @@ class FunctionReward:
         if error is not None:  # SystemExit and the like must not end the run from inside a reward
             raise RewardError(f"reward '{self.name}' raised {_in_one_line(error)}") from error
         return returned
+
+
+def as_reward(given: Reward | Callable[..., Any]) -> Reward:
+    """A reward as it is; a bare function as a FunctionReward; ConfigError for anything else."""
+    if hasattr(given, "scores") and hasattr(given, "name"):
+        return cast(Reward, given)
+    if not callable(given) or inspect.isclass(given):
+        raise ConfigError(
+            f"rewards: got {given!r:.60}; allowed: a function with TRL's signature, an object with `name` and `scores`"
+        )
+    return FunctionReward(given)
 
 
 def columns_of(examples: Sequence[Example], completions: Sequence[str]) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ from dialtune.metrics.reward import RewardScore, short_name
 from dialtune.rewards.base import Array, Reward, score_safely
 from dialtune.rewards.table import find_reward
 from dialtune.runs import RunFolder
+from dialtune.scorers.table import ALIASES
 from dialtune.types import Example
 
 _HOPS = 8  # runs that a model may descend from, one after the other
@@ -83,6 +84,18 @@ def training_rewards(model: str) -> tuple[str, ...]:
         if isinstance(said, dict):
             names += [name for key in ("rewards", "qualities") for name in said.get(key) or () if isinstance(name, str)]
     return tuple(dict.fromkeys(names))
+
+
+def trained_scorer(model: str) -> str | None:
+    """The toxicity scorer that was the first reward of a model's runs, by its short name; None if there was none.
+
+    >>> trained_scorer("no such run")
+    """
+    for name in training_rewards(model):
+        head, _, scorer = name.partition(":")
+        if head == "toxicity":
+            return ALIASES["toxicity"] if scorer in ("", "toxicity") else scorer
+    return None
 
 
 def _runs_behind(model: str) -> Iterator[dict[str, Any]]:

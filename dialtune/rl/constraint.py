@@ -199,8 +199,9 @@ class Constraint:
             sd_s: its standard deviation under the start policy, > 0; 1 if it comes in such units.
             qualities: name -> (B,), one for every multiplier. NaN does not apply: that term leaves the row's sum, above
                 and below the line.
-            empty: (B,) bool; such rows get the worst slack of every quality, and the largest penalty of any row, so
-                that the lowest `s` stays the lowest reward. (No tokens would else be the best way not to be long.)
+            empty: (B,) bool; such rows get the worst slack of every quality that applies, and the largest penalty of
+                any row, so that the lowest `s` stays the lowest reward. (No tokens would else be the best way not to
+                be long.)
             penalties: (B,) >= 0, e.g. for truncation.
         """
         above = np.asarray(s, dtype=np.float64) / sd_s
@@ -210,8 +211,8 @@ class Constraint:
         for multiplier in self.multipliers:
             slack = np.clip(multiplier.slack(qualities[multiplier.name]), -CLIP, multiplier.pays)
             assert slack.shape == above.shape, (multiplier.name, slack.shape)
+            applies = ~np.isnan(slack)  # to the row: an empty text is divided by what its siblings are
             slack = np.where(nothing, -CLIP, slack)
-            applies = ~np.isnan(slack)
             weight = self.weight(multiplier)
             above = above + weight * np.where(applies, slack, 0.0)
             below = below + weight * applies

@@ -237,17 +237,21 @@ class Judging:
         }
         parts = {name: part[torch.isfinite(part)] for name, part in rollout.parts.items()}
         found |= {name: float(kept.mean()) if len(kept) else None for name, kept in parts.items()}
-        if len(parts.get("toxicity", ())):
-            found["toxic"] = float(torch.sigmoid(-parts["toxicity"]).mean())
+        civil = [parts[name] for name, (r, _) in self.rewards.items() if isinstance(r, Civility) and len(parts[name])]
+        if civil:
+            found["toxic"] = float(torch.stack([torch.sigmoid(-part).mean() for part in civil]).mean())
         if rollout.problems:
             found["problems"] = list(rollout.problems)
         return found | self.constraint.record()
 
-    def checks(self) -> list[Check]:
-        """D18 and D21 for every reward: steady, finite, the right way up; D22 holds once `calibrate` has passed."""
+    def checks(self, examples: Sequence[Example] = ()) -> list[Check]:
+        """D18 and D21 for every reward: steady, finite, the right way up; D22 holds once `calibrate` has passed.
+
+        `examples` are rows of the run, for rewards that read their columns.
+        """
         found = []
         for name, (reward, _) in self.rewards.items():
-            report = run_probes(reward)
+            report = run_probes(reward, examples=examples)
             unsteady = [line for line in report.failures if "not deterministic" in line]
             wrong = [line for line in report.failures if line not in unsteady]
             if not report.failures and getattr(reward, "judges", "toxicity") == "reply":
@@ -284,14 +288,34 @@ class Judging:
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `to_dict()`."""
         self.composite = self.composite.restored(state["scales"])
-        self.constraint = Constraint.from_dict(state["constraint"])
         self.start, self.bad = dict(state["start"]), list(state["bad"])
         self.shifts = dict(state.get("shifts", {}))  # not measured by older versions
+        self.constraint = self._as_configured(Constraint.from_dict(state["constraint"]))
+
+    def _as_configured(self, saved: Constraint) -> Constraint:
+        """A saved constraint under the recipe, which a forced resume may have changed on a stop rule's advice."""
+        settings = self.config.constraint
+        if settings is None:
+            return saved
+        bounds = {name: (1 - settings.delta) * self.start[name] for name in self.qualities if name in self.start}
+        if settings.length is not None:
+            bounds |= {
+                name: share * self.start[TOKENS]
+                for name, share in zip(("length_min", "length_max"), settings.length, strict=True)
+            }
+        moved = [
+            one if math.isclose(one.tau, bounds.get(one.name, one.tau)) else replace(one, tau=bounds[one.name])
+            for one in saved.multipliers
+        ]
+        return Constraint(
+            tuple(moved), settings.learning_rate, settings.max_multiplier, settings.memory, settings.proportional
+        )
 
     def _qualities(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, Array]:
         """Constrained qualities by name, (N,) in [0,1]; 0 for empty text, NaN where one does not apply."""
         empty = np.array([is_empty(text) for text in texts])
-        return {name: np.where(empty, 0.0, _values(reward, examples, texts)) for name, reward in self.qualities.items()}
+        found = {name: _values(reward, examples, texts) for name, reward in self.qualities.items()}
+        return {name: np.where(empty & ~np.isnan(values), 0.0, values) for name, values in found.items()}
 
     def _constrained(self, qualities: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
         found = dict(qualities)

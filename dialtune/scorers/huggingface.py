@@ -6,7 +6,7 @@ Importing this module loads no torch; opening a classifier does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,6 @@ TOXIC_LABELS = frozenset(
     }
 )  # fmt: skip
 MAX_TOKENS = 512
-BATCH_SIZE = 32
 BLANK_LOGIT = -10.0  # of a text of white space: nothing is said, so nothing offends
 _UNNAMED = re.compile(r"label_?\d+|\d+")
 
@@ -92,23 +91,16 @@ class HuggingFaceScorer:
         lengths = [len(row) for row in self.tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
         self.n_truncated += sum(length > self.max_tokens for length in lengths)
         found = np.zeros(len(texts))
-        for rows in self._batches(lengths):
-            batch = self.tokenizer(
-                [texts[row] for row in rows],
-                truncation=True, max_length=self.max_tokens, padding=len(rows) > 1, return_tensors="pt",
-            )  # fmt: skip
+        # One by one: a product's last bits depend on its shape, and a resumed run, whose cache is empty, meets other
+        # texts beside a text than the unbroken one did.
+        for row, text in enumerate(texts):
+            batch = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt")
             with torch.inference_mode():
                 outputs = self.module(**batch.to(self.module.device)).logits.double().cpu()
-            found[rows] = toxic_log_odds(outputs, self.labels).numpy()
+            found[row] = float(toxic_log_odds(outputs, self.labels))
         if not np.isfinite(found).all():
             raise ModelError(f"{self.name}: gives {found[~np.isfinite(found)][0]} for a text; its weights are damaged")
         return [float(value) for value in found]
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers, like lengths together; one by one where the tokenizer has nothing to pad with."""
-        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        size = BATCH_SIZE if self.tokenizer.pad_token is not None else 1
-        yield from (order[start : start + size] for start in range(0, len(order), size))
 
 
 def toxic_log_odds(outputs: Tensor, labels: ToxicLabels) -> Tensor:

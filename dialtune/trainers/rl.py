@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from dialtune.checkpoints import (
     unflatten_state,
 )
 from dialtune.config.rl_schema import RLConfig
-from dialtune.errors import CheckpointError, DataError, InterruptedRunError, RewardError, TrainingError
+from dialtune.errors import CheckpointError, DataError, InterruptedRunError, ModelError, RewardError, TrainingError
 from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import save_model
 from dialtune.models.reference import Reference
@@ -38,6 +39,7 @@ from dialtune.trainers.update import Updater, compute_dtype
 from dialtune.types import Example, Prompt
 
 JOURNAL = "rollouts.jsonl"
+_STOPPING = (ModelError, RewardError, TrainingError)  # what a reward's failure is by the time it gets here
 OF_THE_ROLLOUT = frozenset(MAX_SHARES) | {"distinct_2"}  # the same in the record of each of its updates
 
 Evaluate = Callable[[], Mapping[str, Any]]
@@ -133,7 +135,9 @@ def train_rl(  # noqa: PLR0913  what a run depends on is stated by the caller
     state = RLState() if start is None else loop.restore(start)
     on_event("start", {"total_steps": config.max_steps, "step": state.step})
 
-    def save() -> None:
+    def save(unwritten: Mapping[str, Any] | None = None) -> None:
+        if unwritten is not None:
+            append_row(run.metrics, unwritten)
         loop.save(state, fingerprint, notes, on_event)
 
     with stop_on_signals() as stop:
@@ -143,14 +147,16 @@ def train_rl(  # noqa: PLR0913  what a run depends on is stated by the caller
             append_row(run.metrics, row)
             on_event("evaluation", row)
         while state.step < config.max_steps:
-            with _saving_first(state.step, save, on_event):
+            with _saving_first(state.step, save, on_event):  # an update that fails has not moved the weights
                 record = loop.update(state.step)
             state = replace(state, step=state.step + 1)
             due = state.step == config.max_steps or (config.eval_steps and state.step % config.eval_steps == 0)
             if evaluate and due:
-                record |= evaluate()
-                state = _note_best(state, record)
+                with _saving_first(state.step, partial(save, record), on_event):
+                    record |= evaluate()
             broken = loop.broken_rule(record)
+            # Not a policy that gamed its reward, which has the least of what it pays for.
+            state = state if broken else _note_best(state, record)
             append_row(run.metrics, record)
             on_event("step", record)
             every = config.save_steps or config.eval_steps
@@ -158,9 +164,10 @@ def train_rl(  # noqa: PLR0913  what a run depends on is stated by the caller
             if best or stop.number or broken or state.step == config.max_steps or (every and state.step % every == 0):
                 save()
             if broken:
+                shown = "" if state.result_step(config) != state.step else ", which was not shown to be acceptable"
                 raise TrainingError(
                     f"update {state.step}: stopped: {broken}. checkpoint-{state.step} is saved; the run's result is "
-                    f"checkpoint-{state.result_step(config)}"
+                    f"checkpoint-{state.result_step(config)}{shown}"
                 )
             if stop.number and state.step < config.max_steps:
                 raise InterruptedRunError(
@@ -173,10 +180,10 @@ def train_rl(  # noqa: PLR0913  what a run depends on is stated by the caller
 
 @contextmanager
 def _saving_first(step: int, save: Callable[[], None], on_event: OnEvent) -> Iterator[None]:
-    """An update that stops the run has not moved the weights: they are saved before the error goes on."""
+    """What stops the run finds its weights saved before the error goes on."""
     try:
         yield
-    except (RewardError, TrainingError):
+    except _STOPPING:
         if step:
             save()
             on_event("note", {"text": f"checkpoint-{step} is saved; then go on with --resume"})
@@ -240,7 +247,8 @@ class _Loop:
             self.beta = self.beta.update(measured.record().get("kl_per_sequence", math.nan))
         elapsed = time.perf_counter() - began
         record |= {f"{phase}_s": seconds for phase, seconds in clock.seconds.items()}
-        tokens = int(self.rollout.query.mask.sum()) + int(self.rollout.mask.sum())
+        share = len(prompts) / config.rollout_batch_size  # of the rollout, that this update learned from
+        tokens = share * float(self.rollout.query.mask.sum() + self.rollout.mask.sum())
         return record | {"step_s": elapsed, "tokens_per_s": tokens / elapsed}
 
     def broken_rule(self, record: Mapping[str, Any]) -> str | None:
@@ -353,7 +361,9 @@ class _Loop:
         document.pop("result_step")
         if self.method.tensors():
             self.method.load_tensors(start.tensors("value_head", device))
-        self.beta = AdaptiveBeta.from_dict(rl["beta"])
+        # What a forced resume changed counts; a beta that adapts goes on from where it was.
+        beta = AdaptiveBeta.from_dict(rl["beta"])
+        self.beta = replace(self.beta, value=beta.value) if beta.target and self.beta.target else self.beta
         self.judging.load_dict(rl["judging"])
         self.health = Health.from_dict(rl["health"])
         if rl["rollout"] is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import OpenModel, resolve_folder, weights_sha256
 from dialtune.models.lora import count_parameters
 from dialtune.models.reference import Reference, disable_dropout, open_reference
-from dialtune.rewards.base import Reward
+from dialtune.rewards.base import Reward, as_reward
 from dialtune.rewards.learned import LearnedReward
 from dialtune.rewards.table import REWARDS, find_reward
+from dialtune.rewards.toxicity import Civility
 from dialtune.rl.doctor import Check, Patient, examine, failures
 from dialtune.rl.judging import TOKENS, Judging
 from dialtune.rl.rollouts import Rollout, chunks
 from dialtune.runs import RunFolder, record_end, record_start, write_text_atomic
+from dialtune.scorers.huggingface import HuggingFaceScorer
 from dialtune.scorers.table import find_scorer
 from dialtune.seeds import seed_for
 from dialtune.tasks import Task
@@ -94,7 +96,7 @@ class Prepared:
 def run_rl(
     config: RLConfig,
     *,
-    rewards: Sequence[Reward] = (),
+    rewards: Sequence[Reward | Callable[..., Any]] = (),
     resume: str | None = None,
     force: bool = False,
     on_event: OnEvent = ignore_events,
@@ -103,8 +105,8 @@ def run_rl(
 
     Args:
         config: a loaded recipe.
-        rewards: rewards of your own, beside those of the recipe, with weight 1 (`rewards.base.FunctionReward` makes
-            one of a TRL reward function).
+        rewards: rewards of your own, beside those of the recipe, with weight 1; a bare function is one with TRL's
+            signature, as `rewards.base.FunctionReward(function)`.
         resume: None for a new run; `newest`, or the path of a checkpoint of this run.
         force: go on although the recipe or the data changed since the checkpoint.
         on_event: told about the start, each update, each save and notes.
@@ -135,7 +137,7 @@ def run_rl(
         return result
 
 
-def check_rl(config: RLConfig, *, rewards: Sequence[Reward] = ()) -> list[Check]:
+def check_rl(config: RLConfig, *, rewards: Sequence[Reward | Callable[..., Any]] = ()) -> list[Check]:
     """What `dialtune doctor rl` prints: every check that stands before the first update, passed or not."""
     config = with_compute_dtype(config.resolve())
     prepared = prepare(config, rewards)
@@ -143,7 +145,9 @@ def check_rl(config: RLConfig, *, rewards: Sequence[Reward] = ()) -> list[Check]
     return _checks(prepared)
 
 
-def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path | None = None) -> Prepared:
+def prepare(
+    config: RLConfig, rewards: Sequence[Reward | Callable[..., Any]] = (), *, weights: Path | None = None
+) -> Prepared:
     """Read the data, open policy and start policy, build prompts and rewards."""
     task = task_of(config)
     sets = read_sets(config)
@@ -161,7 +165,8 @@ def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path |
         trust_remote_code=config.trust_remote_code,
     )
     named = {name: (find_reward(name), weight) for name, weight in config.rewards.items()}
-    for reward in rewards:
+    for given in rewards:
+        reward = as_reward(given)
         if reward.name in named or reward.name in REWARDS:
             raise ConfigError(f"reward '{reward.name}': there is one of that name; give yours another (name=...)")
         named[reward.name] = (reward, 1.0)
@@ -172,6 +177,8 @@ def prepare(config: RLConfig, rewards: Sequence[Reward] = (), *, weights: Path |
     parts = [config.fingerprint, train.fingerprint, "" if validation is None else validation.fingerprint]
     parts.append(weights_sha256(resolve_folder(config.model, config.model_revision)))  # of the start policy
     parts += [reward.sha for reward, _ in named.values() if isinstance(reward, LearnedReward)]
+    civil = [reward.scorer for reward, _ in named.values() if isinstance(reward, Civility)]
+    parts += [scorer.sha for scorer in civil if isinstance(scorer, HuggingFaceScorer)]
     return Prepared(config, task, model, reference, method, judging, sets, pool, ":".join(parts))
 
 
@@ -179,6 +186,8 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
     config = prepared.config
     if start is None:
         on_event("note", {"text": "measuring the start policy"})
+        if prepared.judging.alarm is not None and prepared.validation is None:
+            on_event("note", {"text": "no data.validation: nothing chooses a checkpoint or sees a hacked reward"})
         seed_generators(config.seed)
         _calibrate(prepared)
         if problems := failures(_checks(prepared)):
@@ -231,18 +240,19 @@ def _sampling(config: RLConfig) -> Sampling:
 def _checks(prepared: Prepared) -> list[Check]:
     """The doctor's findings: data, rewards, then the policy on eight real prompts."""
     config, model, pool = prepared.config, prepared.model, prepared.pool
-    found = [*_data_checks(prepared), *prepared.judging.checks()]
+    rows = pool.draw(0, min(8, len(pool.examples)))
+    examples = [pool.examples[row] for row in rows]
+    found = [*_data_checks(prepared), *prepared.judging.checks(examples)]
     if config.method == "ppo":
         weights = prepared.method.tensors().values()
         fresh = all(w.dtype == torch.float32 and not w.any() for w in weights)
         found.append(
             Check("D15", "value head starts at 0 in fp32", None if fresh else "value head does not start at 0")
         )
-    rows = pool.draw(0, min(8, len(pool.examples)))
     patient = Patient(
         model=model,
         reference=prepared.reference,
-        examples=[pool.examples[row] for row in rows],
+        examples=examples,
         prompts=[pool.prompts[row] for row in rows],
         judge=prepared.judging,
         sampling=_sampling(config),

@@ -68,3 +68,8 @@ def test_two_files_are_judged_and_compared(rows, capsys):
     assert verdict["slices"]["control"]["toxicity_mean:lexicon"]["difference"] == 0
     assert verdict["jury"]["jurors"]["lexicon"]["relative"] < -0.4
     assert run_command(["compare", "before", "after", "--require", "toxicity_mean:lexicon>=-10%"]) == 4
+    assert verdict["jury"]["trained"] in (None, "minilm")  # as nobody says otherwise
+    assert run_command(["compare", "before", "after", "--trained", "ngrams"]) == 0
+    verdict = json.loads(Path("after/compare.json").read_text())
+    assert verdict["jury"]["trained"] == "ngrams"
+    assert "ngrams" not in verdict["jury"]["jurors"]

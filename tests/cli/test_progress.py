@@ -43,6 +43,16 @@ def test_training_prints_the_first_the_last_each_evaluation_and_every_so_many(ca
     assert lines[3].startswith("update 17/25: loss 2.000, eval_loss 1.500, 1,234 tokens/s, 0:0")
 
 
+def test_an_update_on_rewards_shows_toxicity_relevance_and_multipliers(capsys):
+    with training(1) as show:
+        show("start", {"total_steps": 1, "step": 0})
+        held = {"relevance_dialogue": 0.625, "lambda:relevance_dialogue": 0.75}
+        show("step", {"step": 1, "loss": 0.5, "reward": 1.25, "toxic": 0.4, **held, "kl_per_sequence": 3.0})
+    said = capsys.readouterr().err
+    for part in ("reward 1.250", "toxic 0.400", "relevance_dialogue 0.625", "relevance_dialogue x 0.75", "KL 3.000"):
+        assert part in said
+
+
 def test_a_skipped_update_says_so_instead_of_a_loss(capsys):
     with training(1) as show:
         show("start", {"total_steps": 1, "step": 0})

@@ -25,6 +25,12 @@ def test_a_packaged_scorer_writes_a_row_a_line(capsys):
     assert 0 <= rows[1]["score"] < 0.5 <= rows[0]["score"] <= 1
 
 
+def test_a_recipes_name_of_a_scorer_works_too(capsys):
+    Path("a.txt").write_text("You are a stupid idiot.\n")
+    assert run_command(["score", "toxicity:lexicon", "a.txt"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"] > 0.5
+
+
 def test_without_out_the_rows_are_the_output(capsys):
     Path("a.txt").write_text("one two three four five\n")
     assert run_command(["score", "length", "a.txt"]) == 0

@@ -74,6 +74,14 @@ def test_differences_are_marked_by_elements_and_not_by_colour_alone(detox: Path)
     assert "[gone: " in style  # for those who listen
 
 
+def test_the_relevance_that_the_run_held_is_drawn(detox: Path) -> None:
+    (log,) = detox.rglob("metrics.jsonl")
+    log.write_text(log.read_text().replace("relevance", "relevance_dialogue"))
+    (job,) = read_jobs(detox)
+    assert [stop.x for stop in stops(job)] == [0.546, 0.52, 0.676]
+    assert "Relevance to dialogue, over updates" in build_report(detox).read_text(encoding="utf-8")
+
+
 def test_the_way_of_the_run_knows_start_refused_and_chosen(detox: Path) -> None:
     (job,) = read_jobs(detox)
     assert [(stop.step, stop.kind) for stop in stops(job)] == [(0, "start"), (6, "refused"), (12, "chosen")]

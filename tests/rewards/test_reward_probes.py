@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,11 +234,12 @@ def test_rewards_that_judge_something_else_pass_what_every_reward_must(reward) -
 
 
 def test_a_function_that_needs_columns_is_probed_on_real_rows() -> None:
-    def overlap(completions, reference, **_):
-        return [float(len(text) + len(gold)) for text, gold in zip(completions, reference, strict=True)]
+    def overlap(completions, topic, **_):
+        return [float(len(text) + len(name)) for text, name in zip(completions, topic, strict=True)]
 
-    rows = [example("a", references=("one",)), example("b", references=("two words",))]
+    rows = [replace(example("a"), meta={"topic": "rent"}), replace(example("b"), meta={"topic": "a holiday"})]
     assert run_probes(FunctionReward(overlap, judges="other"), examples=rows).passed
+    assert "asks for 'topic'" in run_probes(FunctionReward(overlap, judges="other")).failures[0]
 
 
 # the area under the curve

@@ -18,7 +18,7 @@ from dialtune.metrics.reward import RewardScore, short_name
 from dialtune.metrics.table import look_up
 from dialtune.results import Evaluation, ModelInfo, to_json
 from dialtune.rewards import score as rewards_score
-from dialtune.rewards.score import open_score, reward_settings, training_rewards
+from dialtune.rewards.score import open_score, reward_settings, trained_scorer, training_rewards
 from dialtune.rewards.table import find_reward
 from dialtune.rewards.text import LengthReward
 from dialtune.types import Completion, Example, Message
@@ -166,6 +166,20 @@ def test_the_rewards_of_a_run_are_those_of_its_folder_and_its_checkpoints(tmp_pa
     assert training_rewards(str(run / "checkpoint-3")) == ("length", "toxicity", "rougeL")
     assert training_rewards("org/name") == ()
     assert training_rewards(str(tmp_path)) == ()
+
+
+def test_the_scorer_that_a_run_learned_from_is_no_juror(tmp_path: Path) -> None:
+    for place, (rewards, scorer) in enumerate(
+        [
+            ({"toxicity": 1.0}, "minilm"),
+            ({"length": 1.0, "toxicity:ngrams": 2.0}, "ngrams"),
+            ({"toxicity:org/name#hate": 1.0}, "org/name#hate"),
+            ({"toxicity:toxicity": 1.0}, "minilm"),
+            ({"length": 1.0}, None),
+        ]
+    ):
+        assert trained_scorer(str(trained(tmp_path / str(place), rewards))) == scorer
+    assert trained_scorer("org/name") is None
 
 
 def test_what_a_run_started_from_counts_too(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rl_tiny import ValueReward, rl_config
 
 from dialtune.errors import ConfigError, TrainingError
 from dialtune.models.base import Query
+from dialtune.rewards.base import FunctionReward
 from dialtune.rewards.toxicity import Civility
 from dialtune.rl import judging as module
 from dialtune.rl.judging import COLUMNS, Judging
@@ -168,6 +170,16 @@ def test_nothing_earns_less_than_silence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert judged.parts["empty"].tolist() == [0, 1, 1, 0]
     assert judged.parts["rougeL"].tolist()[1:3] == [0, 0]
     assert judged.valid.all()
+
+
+def test_silence_is_divided_like_its_siblings_where_a_quality_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row without a reference: the quality leaves every sibling's sum, the empty one's too."""
+    value = ValueReward(lambda text: number(text) if text.split() else -8.0)
+    found = judging(monkeypatch, rewards={"value": (value, 3.0)}, constraint={**ONE, "multiplier": 50.0})
+    found.calibrate(rows(4), ["1 0.5", "3 0.7", "5 0.9", "-7 0.3"], [4] * 4)
+    monkeypatch.setattr(found, "qualities", {"rougeL": FunctionReward(lambda completions: [None] * len(completions))})
+    silent, toxic = judge(found, ["", "-8 0.1"]).rewards.tolist()
+    assert silent <= toxic
 
 
 def test_the_alarm_is_a_probability_that_no_reward_reads() -> None:
@@ -343,12 +355,20 @@ def test_a_reward_called_length_and_the_length_in_tokens_are_two_things() -> Non
 
 def test_a_toxicity_that_failed_on_a_row_can_still_be_written_down() -> None:
     rollout = rollout_of(["a", "b"], [0.0, 1.0], group=2, parts={"toxicity": [math.nan, 0.0]}, valid=[False, True])
-    record = judging().record(rollout)
+    civil = judging(rewards={"toxicity": (Civility(Scorer()), 1.0)})
+    record = civil.record(rollout)
     assert (record["toxic"], record["toxicity"]) == (0.5, 0.0)
     nothing = rollout_of(["a", "b"], [0.0, 1.0], group=2, parts={"toxicity": [math.nan] * 2}, valid=[False] * 2)
-    assert "toxic" not in judging().record(nothing)
-    assert judging().record(nothing)["reward"] is None
-    json.dumps(judging().record(nothing), allow_nan=False)
+    assert "toxic" not in civil.record(nothing)
+    assert civil.record(nothing)["reward"] is None
+    json.dumps(civil.record(nothing), allow_nan=False)
+
+
+def test_a_toxicity_of_any_name_is_shown_as_a_probability() -> None:
+    rewards = {f"toxicity:{name}": (Civility(Scorer(), f"toxicity:{name}"), 1.0) for name in ("a", "b")}
+    parts = {"toxicity:a": [0.0, 0.0], "toxicity:b": [-math.log(3), -math.log(3)]}  # probabilities 1/2 and 3/4
+    record = judging(rewards=rewards).record(rollout_of(["a", "b"], [0.0, 1.0], group=2, parts=parts))
+    assert record["toxic"] == pytest.approx(0.625)
 
 
 def test_one_completion_per_prompt_has_no_siblings_to_differ_from() -> None:
@@ -526,7 +546,30 @@ def test_qualities_that_can_be_held_are_shown(held: Judging) -> None:
     assert titles["D22"] == "qualities of the start policy can be held: rougeL 0.600"
 
 
+def test_a_reward_that_reads_a_column_is_probed_on_rows_that_have_it() -> None:
+    def weighs(completions: list[str], topic: list[str]) -> list[float]:
+        return [float(len(text) + len(name)) for text, name in zip(completions, topic, strict=True)]
+
+    found = judging(rewards={"weighs": (FunctionReward(weighs, judges="other"), 1.0)})
+    own = [replace(row, meta={"topic": "rent"}) for row in rows(3)]
+    assert [check.problem for check in found.checks(own)] == [None, None]
+    assert "asks for 'topic'" in str(found.checks(rows(3))[1].problem)
+
+
 # a checkpoint
+
+
+def test_a_forced_resume_goes_on_under_the_changed_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = judging(monkeypatch, constraint={**ONE, "length": (0.9, 1.2)})
+    before.calibrate(rows(4), ["1 0.5", "3 0.7", "5 0.9", "7 0.3"], [4] * 4)
+    changed = {**ONE, "length": (0.5, 1.2), "delta": 0.1, "learning_rate": 0.3, "memory": 0.5, "proportional": 2.0}
+    after = judging(monkeypatch, constraint={**changed, "max_multiplier": 9.0})
+    after.load_dict(before.to_dict())
+    least, short, most = after.constraint.multipliers
+    assert (least.tau, short.tau, most.tau) == pytest.approx((0.9 * 0.6, 0.5 * 4, 1.2 * 4))
+    assert (after.constraint.rate, after.constraint.cap) == (0.3, 9.0)
+    assert (after.constraint.memory, after.constraint.proportional) == (0.5, 2.0)
+    assert least.value == 1.0  # where it was
 
 
 def test_its_state_is_json_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rl_tiny import (
+    data,
     letter_reward,
     metrics,
     rl_config,
@@ -26,8 +27,17 @@ from rl_tiny import (
 )
 from torch import Tensor
 
-from dialtune.errors import DialtuneError, InterruptedRunError, RewardError, RewardTimeoutError, TrainingError
+from dialtune.errors import (
+    ConfigError,
+    DialtuneError,
+    InterruptedRunError,
+    ModelError,
+    RewardError,
+    RewardTimeoutError,
+    TrainingError,
+)
 from dialtune.rl.health import Health
+from dialtune.rl.judging import Judging
 from dialtune.runs import RunFolder, read_rows
 from dialtune.trainers import rl, rl_run
 from dialtune.trainers.rl_run import prepare, run_rl
@@ -220,6 +230,18 @@ def test_n1_five_in_a_row_stop_the_run_after_a_checkpoint_of_the_last_good_weigh
     assert {row["rollout"] for row in journal} == set(range(6))
 
 
+def test_a_bare_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unexamined(monkeypatch)
+    assert trained("gpt2", tmp_path / "run", reward=share_of_o, max_steps=1).name == "checkpoint-1"
+    assert "share_of_o" in updates(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize("given", ["length", 3, Judging], ids=str)
+def test_what_is_no_reward_is_refused_in_one_line(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"rewards: got .*; allowed: a function with TRL's signature, an object with"):
+        trained("gpt2", tmp_path / "run", reward=given, max_steps=1)
+
+
 # stop rules
 
 
@@ -230,7 +252,9 @@ def test_a_stop_rule_writes_a_checkpoint_names_itself_and_exits_1(tmp_path: Path
     assert 2 <= steps < 9
     assert str(caught.value).startswith(f"update {steps}: stopped: kl: ")
     assert "limit 4 x kl_target 0.0001; raise beta or lower learning_rate" in str(caught.value)
-    assert str(caught.value).endswith(f"checkpoint-{steps} is saved; the run's result is checkpoint-{steps}")
+    assert f"checkpoint-{steps} is saved; the run's result is checkpoint-{steps}, which was not shown" in str(
+        caught.value
+    )
     assert caught.value.exit_code == 1
     assert list(RunFolder(tmp_path / "run").checkpoints()) == [steps]
     assert "stopped: kl" in json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]
@@ -258,6 +282,40 @@ def test_every_rule_of_the_watch_stops_the_loop(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(TrainingError, match=r"update 2: stopped: rule: what\. checkpoint-2 is saved"):
         trained("gpt2", tmp_path / "run", max_steps=4)
     assert len(updates(tmp_path / "run")) == 2
+
+
+def test_a_policy_that_games_its_reward_is_not_the_best_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update that a rule stops has the least of what the reward pays for; that must not make it the result."""
+    unexamined(monkeypatch)
+    verdicts = iter([0.9, 0.5, 0.1])
+    monkeypatch.setattr(Judging, "verdict", lambda *a: {"eval_objective": next(verdicts), "eval_acceptable": True})
+    monkeypatch.setattr(Health, "check", lambda self, record: "hacking: what" if record["step"] == 2 else None)
+    with pytest.raises(TrainingError, match=r"checkpoint-2 is saved; the run's result is checkpoint-1$"):
+        trained("gpt2", tmp_path / "run", max_steps=4, data=data(), eval_steps=1)
+
+
+@pytest.mark.parametrize("error", [RewardError, ModelError])
+def test_a_reward_that_fails_on_validation_costs_no_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[DialtuneError]
+) -> None:
+    unexamined(monkeypatch)
+    real, calls = Judging.verdict, iter([False, False, True])
+
+    def verdict(self: Judging, *arguments: Any) -> dict[str, Any]:
+        if next(calls):
+            raise error("reward 'x' failed twice: on validation")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Judging, "verdict", verdict)
+    told: list[str] = []
+    with pytest.raises(error, match="on validation"):
+        trained(
+            "gpt2", tmp_path / "run", max_steps=6, data=data(), eval_steps=2, save_total_limit=9,
+            on_event=lambda kind, facts: told.append(facts["text"]) if kind == "note" else None,
+        )  # fmt: skip
+    assert told[-1] == "checkpoint-4 is saved; then go on with --resume"
+    assert list(RunFolder(tmp_path / "run").checkpoints()) == [2, 4]
+    assert [row["step"] for row in updates(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_the_shares_of_one_rollout_are_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
