@@ -64,6 +64,7 @@ class Patient:
     judge: Judge
     sampling: Sampling
     group: int
+    siblings: int  # completions per prompt in the run, at least `group`
     seeds: Sequence[int]
     half: bool  # bf16 or fp16 products
     objective: Callable[[Rollout], Tensor]  # the loss that an update makes of a rollout, without a KL
@@ -120,7 +121,7 @@ def examine(patient: Patient, *, trained: nn.Module, timed: Callable[[str], Any]
               "shared-prompt log-probs differ by {x:.2g} nats from the repeated path; report the architecture",
               mean=patient.half),
         _texts(model, rollout),
-        _spread(rollout),
+        _spread(rollout, patient.siblings),
     ]  # fmt: skip
     part = rollout.part(everything[:GRADIENT_PROMPTS])
     with torch.no_grad():
@@ -214,15 +215,21 @@ def _texts(model: Any, rollout: Rollout) -> Check:
                  f"reward input contains {found}: score the completion's text only")  # fmt: skip
 
 
-def _spread(rollout: Rollout) -> Check:
+def _spread(rollout: Rollout, siblings: int) -> Check:
+    """D19. Where g siblings are equal with probability q, each is the first one's equal with about q^(1 / (g - 1))."""
     rewards, valid, group = rollout.rewards, rollout.valid, rollout.group
     problem = None
     if not bool(torch.isfinite(rewards).all()) or not bool(valid.any()):
         problem = "rewards are not finite on the start policy's completions"
     elif group == 1 and len(rewards) > 1 and bool((rewards[valid] == rewards[valid][0]).all()):
         problem = "all completions have equal rewards: nothing to learn here; raise temperature"
-    elif group > 1 and (equal := float(equal_rewards(rewards, group, valid).float().mean())) > 1 - MIN_SPREAD:
-        problem = f"{equal:.0%} of groups have equal rewards: nothing to learn here; raise temperature or G"
+    elif group > 1:
+        equal = float(equal_rewards(rewards, group, valid).float().mean()) ** ((siblings - 1) / (group - 1))
+        if equal > 1 - MIN_SPREAD:
+            problem = (
+                f"about {equal:.0%} of groups have equal rewards: nothing to learn here; raise temperature or "
+                "num_generations"
+            )
     return Check("D19", "rewards differ within groups", problem)
 
 

@@ -257,6 +257,7 @@ def _checks(prepared: Prepared) -> list[Check]:
         judge=prepared.judging,
         sampling=_sampling(config),
         group=min(2, config.num_generations),
+        siblings=config.num_generations,
         seeds=[seed_for(config.seed, "doctor", 0, row) for row in rows],
         half=config.bf16 is True or config.fp16,
         objective=lambda rollout: _loss(prepared.method, rollout),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dialtune.models.base import Query, Sampled
 from dialtune.models.loading import load_model
 from dialtune.models.reference import Reference
 from dialtune.rewards.toxicity import Civility
+from dialtune.rl import doctor
 from dialtune.rl.doctor import Check, Tolerance, failures
 from dialtune.trainers import group, ppo, rl_run
 from dialtune.trainers.rl_run import Prepared, check_rl, prepare
@@ -385,6 +387,17 @@ def test_a_reward_without_spread_in_its_groups_is_seen(method: str, line: str) -
     del prepared.judging.rewards["length"]  # which a recipe cannot leave out
     found = found_in(prepared)
     assert line in found["D19"]
+
+
+@pytest.mark.parametrize(("siblings", "seen"), [(2, True), (8, False)])
+def test_pairs_of_equals_are_no_groups_of_equals(siblings: int, seen: bool) -> None:
+    """Seven of eight pairs earn the same: of groups of eight about 39 % would, which is something to learn from."""
+    rewards = torch.tensor([1.0, 1.0] * 7 + [0.0, 1.0])
+    rollout = SimpleNamespace(rewards=rewards, valid=torch.ones(16, dtype=torch.bool), group=2)
+    problem = doctor._spread(rollout, siblings).problem  # type: ignore[arg-type]
+    assert (problem is not None) == seen
+    if problem:
+        assert problem.startswith("about 88% of groups have equal rewards")
 
 
 class Labelled:
