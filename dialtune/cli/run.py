@@ -241,12 +241,17 @@ def compare(
 ) -> None:
     """Tell whether AFTER is better than BEFORE: paired differences, intervals, a verdict."""
     from dialtune import comparison as c
+    from dialtune.errors import ConfigError
     from dialtune.evaluation import read_evaluation
-    from dialtune.jury import TRAINED
+    from dialtune.jury import PREFIX, TRAINED
     from dialtune.rewards.score import trained_scorer
 
     c.parse_gates(require or ())
     candidate = read_evaluation(after)
+    judges = [name.removeprefix(PREFIX) for name in candidate.scores if name.startswith(PREFIX)]
+    if trained is not None and trained not in judges:
+        known = ", ".join(judges) or "none; evaluate with --task detoxify"
+        raise ConfigError(f"--trained: got '{trained}'; scorers of toxicity in {after}: {known}")
     result = c.compare(
         read_evaluation(before),
         candidate,

@@ -73,3 +73,6 @@ def test_two_files_are_judged_and_compared(rows, capsys):
     verdict = json.loads(Path("after/compare.json").read_text())
     assert verdict["jury"]["trained"] == "ngrams"
     assert "ngrams" not in verdict["jury"]["jurors"]
+    capsys.readouterr()
+    assert run_command(["compare", "before", "after", "--trained", "ngram"]) == 2
+    assert capsys.readouterr().err.startswith("dialtune: --trained: got 'ngram'; scorers of toxicity in after: minilm,")
