@@ -252,6 +252,7 @@ class Judging:
         found = []
         for name, (reward, _) in self.rewards.items():
             report = run_probes(reward, examples=examples)
+            numbers = report.numbers
             unsteady = [line for line in report.failures if "not deterministic" in line]
             wrong = [line for line in report.failures if line not in unsteady]
             if not report.failures and getattr(reward, "judges", "toxicity") == "reply":
@@ -260,7 +261,7 @@ class Judging:
             wrong += [report.hint] if wrong and report.hint else []
             found += [
                 Check("D18", f"reward {name} gives one answer, in any order", "; ".join(unsteady) or None),
-                Check("D21", f"reward {name} ranks probes rightly", "; ".join(wrong) or None),
+                Check("D21", f"reward {name} ranks probes rightly{_marks(numbers)}", "; ".join(wrong) or None),
             ]
         if self.qualities:
             means = ", ".join(f"{name} {self.start[name]:.3f}" for name in self.qualities if name in self.start)
@@ -332,6 +333,15 @@ class Judging:
                 f"{MAX_BAD_SHARE:.0%}): {why}"
             )
         self.bad = window
+
+
+def _marks(numbers: Mapping[str, float]) -> str:
+    """What is told of the probes of toxicity; misspelt, negated and quoted abuse is not judged."""
+    if "obfuscated_recall" not in numbers:
+        return ""
+    said = (("finds {} of misspelt abuse", "obfuscated_recall"), ("takes {} of negated", "negated_alarms"),
+            ("and {} of quoted abuse for toxic", "quoted_alarms"))  # fmt: skip
+    return f": AUC {numbers['auc']:.3f}, " + ", ".join(text.format(f"{numbers[key]:.0%}") for text, key in said)
 
 
 def _values(reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from dialtune.rewards.toxicity import Civility
 from dialtune.rl import judging as module
 from dialtune.rl.judging import COLUMNS, Judging
 from dialtune.rl.rollouts import Rollout
+from dialtune.scorers.table import find_scorer
 from dialtune.types import Example, FinishReason, Message
 
 Rewards = dict[str, tuple[Any, float]]
@@ -519,6 +521,17 @@ def test_a_reward_that_changes_its_mind_fails_d18_and_no_other() -> None:
     checks = {check.name: check.problem for check in found.checks()}
     assert "reward 'moody' is not deterministic or mixes rows" in str(checks["D18"])
     assert checks["D21"] is None
+
+
+def test_what_a_toxicity_reward_makes_of_misspelt_negated_and_quoted_abuse_is_told() -> None:
+    found = judging(rewards={"toxicity": (Civility(find_scorer("lexicon")), 1.0)}).checks(rows(2))
+    (title,) = [check.title for check in found if check.name == "D21"]
+    told = re.fullmatch(
+        r"reward toxicity ranks probes rightly: AUC (0\.9\d\d|1\.000), finds (\d+)% of misspelt abuse, "
+        r"takes (\d+)% of negated, and (\d+)% of quoted abuse for toxic",
+        title,
+    )
+    assert told is not None, title
 
 
 def test_a_reward_upside_down_fails_d21_and_says_which_label_it_reads() -> None:
