@@ -41,6 +41,7 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
     constraints: Mapping[str, float] | None = None,
     minimal: Mapping[str, float] | None = None,
     trained: str | None = TRAINED,
+    seen: Collection[str] = (),
     alpha: float = ALPHA,
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
@@ -60,6 +61,7 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
         minimal: score name to the smallest difference that matters, for `n_needed`; otherwise the observed one.
         trained: the scorer that was the reward; its gain is held against those of the jury, all other scorers. None if
             there was none.
+        seen: scorers that watched the training without being paid for; jurors that are marked.
         alpha: of the Holm-adjusted tests.
         resamples: bootstrap draws.
         permutations: random assignments; 2**n if there are n <= 16 dialogues.
@@ -91,7 +93,7 @@ def compare(  # noqa: PLR0913  # every setting of the test is the caller's to st
         constraints={name: _constraint(draws[name], floor, constraints) for name, floor in floors.items()},
         slices=_slices(before, after, [metrics[name] for name in family], trial),
         origins=_origins(draws),
-        jury=jury_of(entries, draws, trained, seed=seed, resamples=resamples),
+        jury=jury_of(entries, draws, trained, seen=seen, seed=seed, resamples=resamples),
         allowed=allowed,
     )
 

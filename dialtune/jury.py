@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -19,7 +19,13 @@ PREFIX = "toxicity_mean:"
 
 
 def jury_of(
-    entries: Mapping[str, Entry], draws: Mapping[str, Drawn], trained: str | None, *, seed: int, resamples: int
+    entries: Mapping[str, Entry],
+    draws: Mapping[str, Drawn],
+    trained: str | None,
+    *,
+    seen: Collection[str] = (),
+    seed: int,
+    resamples: int,
 ) -> Jury | None:
     """The jury's word on mean toxicity; None if no such score was compared.
 
@@ -27,6 +33,7 @@ def jury_of(
         entries: what was said about each score.
         draws: the pairs of rows behind it, by the same names.
         trained: the scorer that was the reward; every other one is a juror.
+        seen: jurors that watched the training.
         seed: of the resampling.
         resamples: draws of the interval of the gap.
     """
@@ -45,7 +52,7 @@ def jury_of(
     both = {name: np.concatenate(rows) for name, rows in sides.items()}
     return Jury(
         trained=reward,
-        jurors={name: _juror(entry) for name, entry in said.items() if name != reward},
+        jurors={name: _juror(entry, name in seen) for name, entry in said.items() if name != reward},
         median_relative=float(np.median(there)) if there else None,
         trained_gain=_gain(found.trained) if found else None,
         jury_gain=_gain(found.jury) if found else None,
@@ -63,9 +70,9 @@ def _rows(drawn: Drawn) -> tuple[Array, Array]:
     return old, new
 
 
-def _juror(entry: Entry) -> Juror:
+def _juror(entry: Entry, seen: bool) -> Juror:
     reason = None if entry.n else entry.note
-    return Juror(difference=entry.difference, relative=entry.relative, n=entry.n, reason=reason)
+    return Juror(difference=entry.difference, relative=entry.relative, n=entry.n, reason=reason, seen=seen)
 
 
 def _gain(measured: Measured | None) -> Gain | None:
@@ -79,7 +86,8 @@ def jury_lines(jury: Jury | None) -> list[str]:
     there = [name for name, juror in jury.jurors.items() if juror.n]
     if not there:
         return [f"jury: nobody but {jury.trained}, the reward's own scorer, has judged"]
-    who = f"{there[0]} alone" if len(there) == 1 else ", ".join(there)
+    called = [f"{name} (seen)" if jury.jurors[name].seen else name for name in there]
+    who = f"{called[0]} alone" if len(called) == 1 else ", ".join(called)
     change = "" if jury.median_relative is None else f": {jury.median_relative:+.1%}, the median of the changes"
     lines = [f"jury ({who}){change}"]
     if jury.gap is None or jury.trained_gain is None or jury.jury_gain is None:

@@ -25,6 +25,7 @@ from dialtune.model_evaluation import evaluate_model, task_for
 from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.results import Comparison, Evaluation
+from dialtune.rewards.score import alarm_scorers
 from dialtune.runs import remove, write_text_atomic
 from dialtune.tasks import Task
 from dialtune.trainers.reward_run import run_reward
@@ -284,7 +285,7 @@ def _written(splits: Mapping[str, Sequence[Example]], folder: Path) -> dict[str,
 
 
 def _conclude(folder: Path, before: Evaluation, after: Evaluation, say: Say) -> Comparison:
-    comparison = compare(before, after)
+    comparison = compare(before, after, seen=alarm_scorers(after.model.name))
     write_comparison(folder, comparison)
     for line in describe(comparison):
         say(line)

@@ -221,6 +221,7 @@ class Juror(_Record):
     relative: float | None
     n: Count
     reason: str | None = None
+    seen: bool = False  # it watched the training as alarm_scorer, although it paid nothing
 
 
 class Gain(_Record):

@@ -210,3 +210,10 @@ def test_without_toxicity_there_is_no_jury() -> None:
     side = made({"relevance": [1.0, 2.0, 3.0]})
     assert compare(side, side, metrics={"relevance": Made("relevance")}, resamples=50).jury is None
     assert jury_lines(None) == []
+
+
+def test_a_juror_that_watched_the_training_is_marked() -> None:
+    jury = judged({"minilm": 2.0, "ngrams": 1.0, "lexicon": 1.0}, seen=("ngrams", "minilm")).jury
+    assert jury is not None
+    assert {name: juror.seen for name, juror in jury.jurors.items()} == {"ngrams": True, "lexicon": False}
+    assert jury_lines(jury)[0].startswith("jury (ngrams (seen), lexicon):")

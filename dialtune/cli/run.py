@@ -244,7 +244,7 @@ def compare(
     from dialtune.errors import ConfigError
     from dialtune.evaluation import read_evaluation
     from dialtune.jury import PREFIX, TRAINED
-    from dialtune.rewards.score import trained_scorer
+    from dialtune.rewards.score import alarm_scorers, trained_scorer
 
     c.parse_gates(require or ())
     candidate = read_evaluation(after)
@@ -258,6 +258,7 @@ def compare(
         seed=seed,
         scores=score or None,
         trained=trained or trained_scorer(candidate.model.name) or TRAINED,
+        seen=alarm_scorers(candidate.model.name),
         allow_decoding_change=allow_decoding_change,
     )
     for line in c.describe(result):

@@ -119,6 +119,8 @@ def _jury(comparison: Comparison) -> Iterator[Finding]:
     columns = ("Scorer", "Role", "Mean toxicity before", "After", "Relative")
     alarm = "bad" if jury.alarm else ""
     note = "A juror is a scorer that no reward used. Gains are in standard deviations of the dialogues before."
+    if any(juror.seen for juror in jury.jurors.values()):
+        note += " Seen in training: it watched for a hacked reward, and paid nothing."
     yield Finding("Jury", tuple(jury_sentences(jury)), columns, rows, note, alarm)
     pairs = tuple(
         (
@@ -140,7 +142,7 @@ def _members(jury: Jury) -> list[str]:
 
 def _juror(name: str, scores: Mapping[str, Entry], jury: Jury) -> tuple[Cell, ...]:
     entry, juror = scores.get(f"toxicity_mean:{name}"), jury.jurors.get(name)
-    role = "juror" if juror else "reward"
+    role = "reward" if juror is None else "juror, seen in training" if juror.seen else "juror"
     if entry is None or entry.before is None:
         why = (juror.reason if juror else None) or (entry.note if entry else None) or "not compared"
         return (

@@ -98,6 +98,13 @@ def trained_scorer(model: str) -> str | None:
     return None
 
 
+def alarm_scorers(model: str) -> tuple[str, ...]:
+    """The toxicity scorers that watched a model's runs on rewards."""
+    said = (record.get("rewards") for record in _runs_behind(model))
+    names = [rewards.get("alarm") for rewards in said if isinstance(rewards, dict)]
+    return tuple(dict.fromkeys(ALIASES.get(name, name) for name in names if isinstance(name, str)))
+
+
 def _runs_behind(model: str) -> Iterator[dict[str, Any]]:
     for _ in range(_HOPS):
         path = Path(model)

@@ -273,7 +273,7 @@ class Judging:
         return {
             "rewards": {name: weight for name, (_, weight) in self.rewards.items()},
             "qualities": list(self.qualities),
-            "alarm": None if self.alarm is None else self.alarm.name,
+            "alarm": None if self.alarm is None else self.config.alarm_scorer or self.alarm.name,
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,16 @@ def test_a_limit_that_broke_or_a_gamed_reward_is_said_first_and_colours_the_verd
 )
 def test_the_jury_says_alarm_ignorance_and_absence(made: Any, changes: dict[str, Any], expected: str) -> None:
     assert list(jury_sentences(made.detox_jury(**changes)))[-1].endswith(expected)
+
+
+def test_a_juror_that_watched_the_training_says_so(detox: Path) -> None:
+    file = next(detox.rglob("compare.json"))
+    found = json.loads(file.read_text())
+    found["jury"]["jurors"]["ngrams"]["seen"] = True
+    file.write_text(json.dumps(found))
+    page = build_report(detox).read_text(encoding="utf-8")
+    assert "juror, seen in training" in page
+    assert "Seen in training: it watched for a hacked reward, and paid nothing." in page
 
 
 def test_job_one_has_no_jury_no_limits_and_no_origins(job: Path) -> None:

@@ -18,7 +18,7 @@ from dialtune.metrics.reward import RewardScore, short_name
 from dialtune.metrics.table import look_up
 from dialtune.results import Evaluation, ModelInfo, to_json
 from dialtune.rewards import score as rewards_score
-from dialtune.rewards.score import open_score, reward_settings, trained_scorer, training_rewards
+from dialtune.rewards.score import alarm_scorers, open_score, reward_settings, trained_scorer, training_rewards
 from dialtune.rewards.table import find_reward
 from dialtune.rewards.text import LengthReward
 from dialtune.types import Completion, Example, Message
@@ -180,6 +180,16 @@ def test_the_scorer_that_a_run_learned_from_is_no_juror(tmp_path: Path) -> None:
     ):
         assert trained_scorer(str(trained(tmp_path / str(place), rewards))) == scorer
     assert trained_scorer("org/name") is None
+
+
+def test_the_scorers_that_watched_a_model_are_known(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", {"length": 1.0})
+    assert alarm_scorers(str(run)) == ()
+    record = json.loads((run / "run.json").read_text())
+    for alarm, names in (("ngrams", ("ngrams",)), ("toxicity", ("minilm",)), (None, ())):
+        record["rewards"]["alarm"] = alarm
+        (run / "run.json").write_text(json.dumps(record))
+        assert alarm_scorers(str(run)) == names
 
 
 def test_what_a_run_started_from_counts_too(tmp_path: Path) -> None:
