@@ -112,7 +112,8 @@ def small(words: list[str]) -> list[str]:
     words = ["tiny" if word in MODELS and words[0] != "init" else word for word in words]
     if words[0] == "sft":
         sets = [part for text in SMALL_SFT for part in ("--set", text)]
-        return [*words, *sets, *([] if "--model" in words else ["--model", "tiny"])]
+        tiny = str(start_policy("t5")) if "t5" in words[1] else "tiny"  # its adapter names layers of a T5
+        return [*words, *sets, *([] if "--model" in words else ["--model", tiny])]
     if words[0] == "rl":
         rows = [f"data.{name}={file}" for name, file in rl_rows().items()]
         sets = [part for text in [*SMALL_RL, *rows] for part in ("--set", text)]
