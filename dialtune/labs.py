@@ -285,7 +285,7 @@ def _written(splits: Mapping[str, Sequence[Example]], folder: Path) -> dict[str,
 
 
 def _conclude(folder: Path, before: Evaluation, after: Evaluation, say: Say) -> Comparison:
-    comparison = compare(before, after, seen=alarm_scorers(after.model.name))
+    comparison = compare(before, after, seen=alarm_scorers(after.model.trained_from))
     write_comparison(folder, comparison)
     for line in describe(comparison):
         say(line)

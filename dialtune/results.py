@@ -29,6 +29,11 @@ class ModelInfo(_Record):
     weights_sha256: str | None = None
     dtype: str | None = None
 
+    @property
+    def trained_from(self) -> str:
+        """The folder or name whose run made the weights: the adapter's, where there is one."""
+        return self.adapter or self.name
+
 
 class DataInfo(_Record):
     """Which rows: `fingerprint` is sha256 over sorted (id, normalised messages, references)."""

@@ -257,8 +257,8 @@ def compare(
         candidate,
         seed=seed,
         scores=score or None,
-        trained=trained or trained_scorer(candidate.model.name) or TRAINED,
-        seen=alarm_scorers(candidate.model.name),
+        trained=trained or trained_scorer(candidate.model.trained_from) or TRAINED,
+        seen=alarm_scorers(candidate.model.trained_from),
         allow_decoding_change=allow_decoding_change,
     )
     for line in c.describe(result):

@@ -76,3 +76,18 @@ def test_two_files_are_judged_and_compared(rows, capsys):
     capsys.readouterr()
     assert run_command(["compare", "before", "after", "--trained", "ngram"]) == 2
     assert capsys.readouterr().err.startswith("dialtune: --trained: got 'ngram'; scorers of toxicity in after: minilm,")
+
+
+def test_the_run_of_an_adapter_says_which_scorer_was_the_reward_and_which_one_watched(rows, capsys):
+    for side in ("before", "after"):
+        score([row["summary"] for row in rows], side)
+    Path("run/checkpoint-1").mkdir(parents=True)
+    Path("run/run.json").write_text(json.dumps({"rewards": {"rewards": {"toxicity:ngrams": 1.0}, "alarm": "lexicon"}}))
+    found = json.loads(Path("after/eval.json").read_text())
+    found["model"] |= {"name": "smollm2-135m", "adapter": "run/checkpoint-1"}
+    Path("after/eval.json").write_text(json.dumps(found))
+    assert run_command(["compare", "before", "after"]) == 0
+    jury = json.loads(Path("after/compare.json").read_text())["jury"]
+    assert jury["trained"] == "ngrams"
+    assert jury["jurors"]["lexicon"]["seen"]
+    assert not jury["jurors"]["minilm"]["seen"]
