@@ -94,7 +94,7 @@ def trained_scorer(model: str) -> str | None:
     for name in training_rewards(model):
         head, _, scorer = name.partition(":")
         if head == "toxicity":
-            return ALIASES["toxicity"] if scorer in ("", "toxicity") else scorer
+            return ALIASES.get(scorer or head, scorer)
     return None
 
 

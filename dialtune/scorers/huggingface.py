@@ -5,6 +5,7 @@ Importing this module loads no torch; opening a classifier does.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,17 +91,17 @@ class HuggingFaceScorer:
 
         lengths = [len(row) for row in self.tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
         self.n_truncated += sum(length > self.max_tokens for length in lengths)
-        found = np.zeros(len(texts))
+        found = []
         # One by one: a product's last bits depend on its shape, and a resumed run, whose cache is empty, meets other
         # texts beside a text than the unbroken one did.
-        for row, text in enumerate(texts):
+        for text in texts:
             batch = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt")
             with torch.inference_mode():
                 outputs = self.module(**batch.to(self.module.device)).logits.double().cpu()
-            found[row] = float(toxic_log_odds(outputs, self.labels))
-        if not np.isfinite(found).all():
-            raise ModelError(f"{self.name}: gives {found[~np.isfinite(found)][0]} for a text; its weights are damaged")
-        return [float(value) for value in found]
+            found.append(float(toxic_log_odds(outputs, self.labels)))
+            if not math.isfinite(found[-1]):
+                raise ModelError(f"{self.name}: gives {found[-1]} for a text; its weights are damaged")
+        return found
 
 
 def toxic_log_odds(outputs: Tensor, labels: ToxicLabels) -> Tensor:
