@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from dialtune.models.base import Sampling
 from dialtune.models.loading import load_model
 from dialtune.prompts import template_sha256
 from dialtune.report.wording import percent
-from dialtune.results import Comparison, Evaluation
+from dialtune.results import Comparison, EvalRow, Evaluation
 from dialtune.rewards.table import find_reward
 from dialtune.runs import read_rows
 from dialtune.scorers.lexicon import MASK, mask_words
@@ -106,7 +106,10 @@ def main() -> None:
         judged[f"rl seed {seed}"] = judge(folder, f"rl-{seed}", str(result), stress, clean, options)
     if options.baselines:
         judged["prompt only"] = judge(folder, "prompt-only", start, stress, clean, options, prefix=CIVIL)
-        judged["word-list masking"] = masked(folder, judged["start"], stress, clean, options)
+        made = (judged["start"], stress, clean, options)
+        judged["word-list masking"] = written(folder, "masked", lambda row, _: mask_words(row.completion), *made)
+        # What a perfect summarizer would get: the lowest toxicity that keeps what was said.
+        judged["civil references"] = written(folder, "gold", lambda _, example: example.references[0], *made)
         judged[f"best of {options.best_of}"] = best_of(folder, start, stress, clean, options)
         # One epoch of a LoRA start takes about as long as a seed of RL; --start-settings bring their own epochs.
         civil = train_sft(folder / "sft-civil", start, sets["civil"], options, epochs=1)
@@ -231,16 +234,22 @@ def score(
     return evaluation
 
 
-def masked(
-    folder: Path, start: dict[str, Evaluation], stress: DataSet, clean: DataSet, options: argparse.Namespace
+def written(
+    folder: Path,
+    name: str,
+    text_of: Callable[[EvalRow, Example], str],
+    start: dict[str, Evaluation],
+    stress: DataSet,
+    clean: DataSet,
+    options: argparse.Namespace,
 ) -> dict[str, Evaluation]:
-    """The start policy's summaries with listed words replaced."""
+    """Texts that no model was asked for, made of the start policy's row and its example."""
     task, _ = task_for("detoxify", "smollm2-135m")
     found = {}
     for kind, data in (("stress", stress), ("clean", clean)):
-        texts = [Completion(r.id, mask_words(r.completion), (), r.finish) for r in start[kind].rows]
-        out = folder / "eval" / "masked" / kind
-        found[kind] = score(out, data, texts, start[kind].model, task, judged_by(options))
+        by_id = {example.id: example for example in data.examples}
+        texts = [Completion(r.id, text_of(r, by_id[r.id]), (), r.finish) for r in start[kind].rows]
+        found[kind] = score(folder / "eval" / name / kind, data, texts, start[kind].model, task, judged_by(options))
     return found
 
 
