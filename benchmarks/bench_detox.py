@@ -56,7 +56,7 @@ method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
 learning_rate: 8e-4
 lr_scheduler_type: linear
-beta: 0.04
+beta: 0.06
 temperature: 1.0
 rollout_batch_size: 4
 num_generations: 8
@@ -120,7 +120,7 @@ def main() -> None:
 
 def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Rows for every stage; dialogues of no two splits are copies of each other, toxic sentences never meet."""
-    names = ("blunt", "civil", "prompts", "stress_validation", "stress_test", "clean_test")
+    names = ("blunt", "civil", "stress_validation", "stress_test", "clean_test")
     paths = {name: folder / f"{name}.jsonl" for name in names}
     if all(path.is_file() for path in paths.values()):
         return paths
@@ -146,10 +146,7 @@ def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     ):  # the test split is small: clean twins of stress dialogues are clean all the same
         clean += [twin for twin in made["test"].twins][: options.clean_rows - len(clean)]
     write_rows(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples])
-    civil = [row(e) for e in made["train"].examples]
-    write_rows(paths["civil"], civil)
-    # A quarter of RL's prompts are ordinary dialogues: a KL on heated ones alone does not hold the policy there.
-    write_rows(paths["prompts"], civil + [row(twin) for twin in made["train"].twins[: len(civil) // 3]])
+    write_rows(paths["civil"], [row(e) for e in made["train"].examples])
     write_rows(paths["stress_validation"], [row(e) for e in made["validation"].examples])
     write_rows(paths["stress_test"], [row(e) for e in made["test"].examples])
     write_rows(paths["clean_test"], [row(e) for e in clean])
@@ -176,7 +173,7 @@ def train_sft(out: Path, model: str, rows: Path, options: argparse.Namespace, *,
 def train_rl(out: Path, start: str, sets: dict[str, Path], seed: int, options: argparse.Namespace) -> Path:
     text = (
         f"task: detoxify\nmodel: {start}\noutput_dir: {out}\nseed: {seed}\nmax_steps: {options.steps}\n"
-        f"data: {{train: {sets['prompts']}, validation: {sets['stress_validation']}, "
+        f"data: {{train: {sets['civil']}, validation: {sets['stress_validation']}, "
         f"max_validation_rows: {options.validation_rows}}}\neval_steps: {options.eval_steps}\n"
         f"{options.rl_settings.replace(';', chr(10)) if options.rl_settings else RL}"
     )
@@ -369,7 +366,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200 if gpu else 32)
+    parser.add_argument("--steps", type=int, default=200 if gpu else 24)
     parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, default=8 if gpu else 4)
