@@ -56,7 +56,7 @@ method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
 learning_rate: 8e-4
 lr_scheduler_type: linear
-beta: 0.05
+beta: 0.06
 temperature: 1.0
 rollout_batch_size: 4
 num_generations: 8
@@ -366,7 +366,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200 if gpu else 32)
+    parser.add_argument("--steps", type=int, default=200 if gpu else 24)
     parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, default=8 if gpu else 4)
