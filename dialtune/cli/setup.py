@@ -56,9 +56,11 @@ def _examine_rl(recipe: str | None, overrides: Sequence[str], model: str | None)
 
     checks = check_rl(config)
     for check in checks:
-        typer.echo(f"{'!' if check.problem else ' '} {check.name}  {check.problem or check.title}")
-    failed = sum(bool(check.problem) for check in checks)
-    typer.echo("all well" if not failed else f"{failed} of {len(checks)} checks failed, marked with !")
+        mark = "!" if check.problem else "?" if check.advice else " "
+        typer.echo(f"{mark} {check.name}  {check.problem or check.advice or check.title}")
+    failed, advised = sum(bool(check.problem) for check in checks), any(check.advice for check in checks)
+    passed = "all well, but for what is marked with ?" if advised else "all well"
+    typer.echo(f"{failed} of {len(checks)} checks failed, marked with !" if failed else passed)
     if failed:
         raise typer.Exit(1)
 

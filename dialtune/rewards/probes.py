@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,9 +22,7 @@ LEAST_AUC = 0.95
 LEAST_GAP = 1.0  # standard deviations between the means of clean and toxic
 MOST_IDENTITY = 0.10  # share of a group's harmless lines that may be taken for toxic
 MOST_RATIO = 3.0  # times the false alarms on the same lines with a neutral word
-LEAST_COPY_WINS = 0.90  # share of dialogues whose reference must earn more than their copy
 SAME = 1e-4  # two answers closer than this times (1 + size) are the same
-_DIALOGUES = 32  # real dialogues are enough to see which way a reward points
 
 _DEFAULT = Example(
     "probe",
@@ -236,57 +233,18 @@ def area_under_curve(high: Array, low: Array) -> float:
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
-def run_dialogue_probes(
-    reward: Reward, examples: Sequence[Example], completions: Sequence[str] | None = None
-) -> ProbeReport:
-    """Whether the whole objective prefers a summary to what would be easier to write, on real dialogues.
+def cheap_texts(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """What can be written without reading: name -> (N,) texts, one for each of N dialogues.
 
-    Empty text, gibberish and any polite sentence used for every dialogue must earn less on average than the median real
-    completion, and a copy of the dialogue less than its reference on nine of ten rows. A reward that judges civility
-    alone fails by design: it needs relevance beside it, as a weight or as a constraint.
-
-    Args:
-        reward: the composite, or anything that scores as the run will.
-        examples: dialogues, the first 32 with a reference are used.
-        completions: real ones, one per example, such as the start policy's; the references if None.
-    Raises:
-        RewardError: no row has a reference, or the reward failed.
+    Gibberish, each polite probe said of every dialogue, and a copy of the dialogue. A reward for civility alone is
+    content with all of them: it needs relevance beside it, as a weight or as a constraint.
     """
-    given = list(completions) if completions is not None else [next(iter(e.references), "") for e in examples]
-    kept = [(e, text) for e, text in zip(examples, given, strict=True) if e.references][:_DIALOGUES]
-    if not kept:
-        raise RewardError("the probes of the whole reward need dialogues with a reference; these have none")
-    rows, real = [example for example, _ in kept], [text for _, text in kept]
-
-    def mean_of(texts: Sequence[str]) -> float:
-        values = score_safely(reward, rows, texts).values
-        known = values[~np.isnan(values)]
-        return float(known.mean()) if len(known) else math.nan
-
-    found = score_safely(reward, rows, real)
-    if np.isnan(found.values).all():
-        return _report(reward, [f"reward '{reward.name}' gave no value for {len(rows)} real completions"])
-    middle = float(np.nanmedian(found.values))
     family: dict[str, list[str]] = {}
     for probe in load_probes():
         family.setdefault(probe.family, []).append(probe.text)
-    polite = {text: mean_of([text] * len(rows)) for text in family["polite"]}
-    best = max(polite, key=lambda text: polite[text])
-    gibberish = [family["gibberish"][place % len(family["gibberish"])] for place in range(len(rows))]
-    cheap = {"empty text": mean_of([""] * len(rows)), "gibberish": mean_of(gibberish), repr(best): polite[best]}
-    failures = [
-        f"reward '{reward.name}' gives {what} {value:.2f} on average, the median real completion {middle:.2f}; "
-        "it must be less"
-        for what, value in cheap.items()
-        if not value < middle
-    ]
-    copies = score_safely(reward, rows, [render_dialogue(example.messages) for example in rows]).values
-    golds = score_safely(reward, rows, [example.references[0] for example in rows]).values
-    wins = float((copies < golds).mean())
-    if wins < LEAST_COPY_WINS:
-        failures.append(
-            f"reward '{reward.name}' prefers the reference to a copy of the dialogue on {wins:.0%} of {len(rows)} "
-            f"dialogues; at least {LEAST_COPY_WINS:.0%} is needed: add length or copy to the rewards"
-        )
-    numbers = {"median_real": middle, "copy_wins": wins, **{f"mean:{what}": value for what, value in cheap.items()}}
-    return _report(reward, failures, numbers)
+    n, gibberish = len(examples), family["gibberish"]
+    return (
+        {"gibberish": [gibberish[place % len(gibberish)] for place in range(n)]}
+        | {f"{text!r} of every dialogue": [text] * n for text in family["polite"]}
+        | {"a copy of the dialogue": [render_dialogue(example.messages) for example in examples]}
+    )

@@ -1,6 +1,6 @@
 """Checks on real prompts before the first update; each failure says why and stops the run.
 
-The numbers D01 to D23 are those of docs/rl.md. Most faults of public reinforcement-learning code leave a run that looks
+The numbers D01 to D24 are those of docs/rl.md. Most faults of public reinforcement-learning code leave a run that looks
 healthy: a masked stop token, a start policy that is not the start policy, a reward upside down. Each is cheap to see.
 """
 
@@ -29,11 +29,12 @@ LEAST_STEP = 0.01  # of the weights' norm; bf16 has 8 bits of precision
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: `problem` is None if it passed."""
+    """One check: `problem` is None if it passed; `advice` stops nothing."""
 
     name: str  # D01 and so on
     title: str
     problem: str | None = None
+    advice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dialtune.errors import ConfigError, TrainingError
 from dialtune.metrics.base import is_empty
 from dialtune.rewards.base import Reward, score_safely
 from dialtune.rewards.composite import CompositeReward
-from dialtune.rewards.probes import run_probes
+from dialtune.rewards.probes import cheap_texts, run_probes
 from dialtune.rewards.reply_probes import run_reply_probes
 from dialtune.rewards.table import find_reward
 from dialtune.rewards.toxicity import Civility
@@ -37,6 +37,7 @@ Array = NDArray[np.float64]
 
 MAX_BAD_SHARE = 0.05  # of the rewards of the last BAD_WINDOW completions
 BAD_WINDOW = 256
+CHEAP_PROMPTS = 16  # on which texts that can be written without reading are tried
 TOKENS = "tokens"  # the mean length in the log; `length` is a reward
 
 # Columns of metrics.jsonl that no reward may take; the stop rules read some of them.
@@ -66,6 +67,7 @@ class Judging:
         self.constraint = Constraint(())
         self.start: dict[str, float] = {}  # means of the start policy, by part
         self.shifts: dict[str, dict[str, float]] = {}  # `prompt_shifts` by quality and example
+        self.sample: tuple[list[Example], list[str]] = ([], [])  # dialogues and what the start policy said of them
         self.bad: list[int] = []  # was each of the last completions' reward unusable?
 
     def calibrate(
@@ -88,6 +90,7 @@ class Judging:
         self.start = {name: float(np.nanmean(values)) for name, values in parts.items()} | {
             TOKENS: float(np.mean(lengths))
         }
+        self.sample = list(examples[::group][:CHEAP_PROMPTS]), list(texts[::group][:CHEAP_PROMPTS])
         settings = self.config.constraint
         if settings is None:
             return
@@ -245,7 +248,7 @@ class Judging:
         return found | self.constraint.record()
 
     def checks(self, examples: Sequence[Example] = ()) -> list[Check]:
-        """D18 and D21 for every reward: steady, finite, the right way up; D22 holds once `calibrate` has passed.
+        """D18 and D21 for every reward: steady, finite, the right way up; D22 and D24 once `calibrate` has passed.
 
         `examples` are rows of the run, for rewards that read their columns.
         """
@@ -266,7 +269,37 @@ class Judging:
         if self.qualities:
             means = ", ".join(f"{name} {self.start[name]:.3f}" for name in self.qualities if name in self.start)
             found.append(Check("D22", f"qualities of the start policy can be held: {means}"))
+        if self.sample[0] and not any(check.problem for check in found):
+            found.append(Check("D24", "what can be written without reading earns less", advice=self._cheap()))
         return found
+
+    def _cheap(self) -> str | None:
+        """The best paid of the texts that no constraint would notice, if it earns more than the start policy does."""
+        rows, own = self.sample
+        cheap = cheap_texts(rows)
+        every = self.composite.measure(rows * len(cheap), [text for texts in cheap.values() for text in texts])
+        means = [_mean(total) for total in every.total.reshape(len(cheap), -1)]
+        earned = {name: mean for name, mean in zip(cheap, means, strict=True) if mean is not None}
+        totals = self.composite.measure(rows, own).total
+        middle = float(np.nanmedian(totals)) if not np.isnan(totals).all() else math.inf
+        for name in sorted(earned, key=earned.__getitem__, reverse=True):
+            if earned[name] > middle and not self._noticed(rows, cheap[name], own):
+                return (
+                    f"{name} earns {earned[name]:.2f}, the median completion of the start policy {middle:.2f}, and no "
+                    "constraint is against it: a policy may learn that. Add relevance to rewards or qualities"
+                )
+        return None
+
+    def _noticed(self, rows: Sequence[Example], texts: Sequence[str], own: Sequence[str]) -> bool:
+        """Whether texts break a constraint; lengths by words, counted in the start policy's tokens a word."""
+        words = np.array([len(text.split()) for text in texts], dtype=np.float64)
+        tokens = words * self.start[TOKENS] / max(1.0, float(np.mean([len(text.split()) for text in own])))
+        held = self._constrained(self._qualities(rows, texts), tokens)
+        return any(
+            float(np.nanmean(multiplier.slack(held[multiplier.name]))) < 0
+            for multiplier in self.constraint.multipliers
+            if not np.isnan(held[multiplier.name]).all()
+        )
 
     def describe(self) -> dict[str, Any]:
         """For run.json: what is rewarded, held and watched."""

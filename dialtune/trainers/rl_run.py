@@ -190,8 +190,12 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
             on_event("note", {"text": "no data.validation: nothing chooses a checkpoint or sees a hacked reward"})
         seed_generators(config.seed)
         _calibrate(prepared)
-        if problems := failures(_checks(prepared)):
+        checks = _checks(prepared)
+        if problems := failures(checks):
             raise TrainingError("\n".join(problems))
+        for check in checks:
+            if check.advice:
+                on_event("note", {"text": check.advice})
     state = train_rl(
         prepared.model,
         prepared.reference,

@@ -186,8 +186,22 @@ def test_the_doctor_prints_a_line_for_each_check_and_exits_0(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "all well"
     names = [line.split()[0] for line in lines[:-1]]
-    assert {f"D{n:02}" for n in range(1, 24)} - {"D15"} == set(names)  # D15 is of the value head
+    assert {f"D{n:02}" for n in range(1, 25)} - {"D15"} == set(names)  # D15 is of the value head
     assert not Path("run").exists()
+
+
+def test_a_reward_that_gibberish_would_earn_is_told_before_the_run(capsys):
+    """Civility alone, held by nothing: the plain way to a policy that says thank you."""
+    alone = recipe(rewards={"copy": -1.0, "toxicity:lexicon": 1.0}, constraint=None)
+    assert run_command(["doctor", "rl", alone]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    advice = [line for line in lines if line.startswith("? D24")]
+    assert len(advice) == 1
+    assert "and no constraint is against it: a policy may learn that." in advice[0]
+    assert lines[-1] == "all well, but for what is marked with ?"
+    assert run_command(["rl", alone]) == 0
+    told = capsys.readouterr()
+    assert "no constraint is against it" in told.out + told.err
 
 
 def test_the_doctor_opens_the_model_that_it_is_told_and_names_a_wrong_key(capsys):

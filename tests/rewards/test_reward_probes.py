@@ -16,8 +16,7 @@ from dialtune.errors import MissingExtraError, RewardError
 from dialtune.metrics.base import is_empty
 from dialtune.rewards import probes
 from dialtune.rewards.base import FunctionReward
-from dialtune.rewards.composite import CompositeReward
-from dialtune.rewards.probes import area_under_curve, load_probes, run_dialogue_probes, run_probes
+from dialtune.rewards.probes import area_under_curve, cheap_texts, load_probes, run_probes
 from dialtune.rewards.text import CopyReward, FormatReward, LengthReward, NoEcho, NoRepetition
 from dialtune.rewards.toxicity import Civility
 
@@ -256,60 +255,20 @@ def test_the_area_equals_that_of_scikit_learn(high: list[int], low: list[int]) -
     assert area_under_curve(np.array(high, dtype=float), np.array(low, dtype=float)) == pytest.approx(expected)
 
 
-# the whole reward, on dialogues
-
-ROWS = [
-    example(
-        f"d{i}",
-        f"#Person1#: Please bring the blue folder number {i} to me.\n#Person2#: Of course I will do that now.",
-        (f"#Person1# wants folder {i} and #Person2# agrees.",),
-    )
-    for i in range(6)
-]
+# what can be written without reading
 
 
-class Near:
-    """Share of the completion's words that the reference has: a stand-in for relevance that knows the truth."""
-
-    name, judges = "near", "other"
-
-    def scores(self, examples, completions):
-        pairs = [
-            (set(t.lower().split()), set(e.references[0].lower().split()))
-            for e, t in zip(examples, completions, strict=True)
-        ]
-        return np.array([len(text & gold) / max(1, len(text | gold)) for text, gold in pairs])
+def test_cheap_texts_are_one_for_each_dialogue() -> None:
+    rows = [example(f"d{i}", f"#Person1#: Folder {i}, please.\n#Person2#: Here it is.", ("gold",)) for i in range(3)]
+    cheap = cheap_texts(rows)
+    assert {len(texts) for texts in cheap.values()} == {3}
+    assert cheap["a copy of the dialogue"][2] == "#Person1#: Folder 2, please.\n#Person2#: Here it is."
+    assert len(set(cheap["gibberish"])) == 3
+    polite = [name for name in cheap if name.endswith("of every dialogue")]
+    assert len(polite) == sum(probe.family == "polite" for probe in load_probes())
+    assert all(len(set(cheap[name])) == 1 for name in polite)
 
 
-def test_a_whole_reward_with_relevance_prefers_summaries() -> None:
-    composite = CompositeReward(((civility(fair), 1.0), (Near(), 4.0)))
-    report = run_dialogue_probes(composite, ROWS)
-    assert report.failures == ()
-    assert report.numbers["copy_wins"] == 1.0
-    assert report.numbers["mean:empty text"] == composite.lowest
-
-
-def test_civility_alone_cannot_tell_a_summary_from_gibberish() -> None:
-    report = run_dialogue_probes(CompositeReward(((civility(fair), 1.0),)), ROWS)
-    kinds = [failure.split(" gives ")[-1].split(" on average")[0] for failure in report.failures[:2]]
-    assert kinds == ["gibberish 3.00", "'Thank you very much for your kind help.' 3.00"]
-    assert report.failures[2] == (
-        "reward 'composite' prefers the reference to a copy of the dialogue on 0% of 6 dialogues; "
-        "at least 90% is needed: add length or copy to the rewards"
-    )
-
-
-def test_real_completions_may_be_given() -> None:
-    composite = CompositeReward(((civility(fair), 1.0), (Near(), 4.0)))
-    poor = run_dialogue_probes(composite, ROWS, ["and"] * len(ROWS))
-    assert poor.numbers["median_real"] < run_dialogue_probes(composite, ROWS).numbers["median_real"]
-
-
-def test_rows_without_a_reference_cannot_be_probed() -> None:
-    with pytest.raises(RewardError, match=r"^the probes of the whole reward need dialogues with a reference"):
-        run_dialogue_probes(Near(), [example()])
-
-
-def test_a_reward_without_a_value_for_real_completions_is_refused() -> None:
-    reward = FunctionReward(lambda completions, **_: [None] * len(completions), "shy")
-    assert run_dialogue_probes(reward, ROWS).failures == ("reward 'shy' gave no value for 6 real completions",)
+def test_gibberish_goes_round() -> None:
+    rows = [example(f"d{i}") for i in range(100)]
+    assert len(cheap_texts(rows)["gibberish"]) == 100

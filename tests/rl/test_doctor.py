@@ -57,7 +57,7 @@ def test_it_is_green_on_every_family_with_all_weights_and_with_an_adapter(kind: 
     checks = check_rl(config, rewards=[letter_reward()])
     assert failures(checks) == []
     names = {check.name for check in checks}
-    assert names == {*MODEL, *REWARD, "D22", "D23"} | ({"D15"} if method == "ppo" else set())
+    assert names == {*MODEL, *REWARD, "D22", "D23", "D24"} | ({"D15"} if method == "ppo" else set())
     assert sum(check.name == "D21" for check in checks) == 3
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rl_tiny import ValueReward, rl_config
 
 from dialtune.errors import ConfigError, TrainingError
+from dialtune.metrics.base import is_empty
 from dialtune.models.base import Query
 from dialtune.rewards.base import FunctionReward
 from dialtune.rewards.toxicity import Civility
@@ -606,6 +607,7 @@ def test_its_state_is_json_and_complete(monkeypatch: pytest.MonkeyPatch) -> None
         assert one.to_dict() == two.to_dict()
         assert (one.bad, one.start, one.composite.scales) == (two.bad, two.start, two.composite.scales)
     fixed = {"rewards", "config", "alarm", "qualities"}  # from the recipe
+    fixed.add("sample")  # for the checks before the first update
     assert set(vars(one)) == fixed | {"composite", "constraint", "start", "shifts", "bad"}
     assert set(state) == {"scales", "constraint", "start", "shifts", "bad"}
 
@@ -618,3 +620,67 @@ def test_what_is_rewarded_held_and_watched_goes_into_run_json(held: Judging) -> 
 def test_columns_are_those_of_a_record() -> None:
     record = judging().record(rollout_of(["a b"] * 2, [0.0, 1.0], group=2))
     assert set(record) - {"value"} <= COLUMNS
+
+
+# what can be written without reading
+
+
+def cheap(found: Judging, texts: Sequence[str]) -> Any:
+    found.calibrate(rows(len(texts)), texts, [len(text.split()) for text in texts])
+    return {check.name: check for check in found.checks()}["D24"]
+
+
+def polite(text: str) -> float:
+    """What most of OWN earns is 1; two of the polite probes earn more."""
+    much = {"Thank you very much": 1.5, "Have a wonderful day": 1.2, "a b c": 1.0}
+    return next((value for part, value in much.items() if part in text), 0.5)
+
+
+OWN = ["a b c d e f", "a b c d e g", "b c", "a b c d e h"]  # earns 1 but for one
+
+
+def rewarded(constraint: Any = None) -> Judging:
+    return judging(rewards={"polite": (ValueReward(polite, "polite"), 1.0)}, constraint=constraint)
+
+
+def test_a_sentence_that_suits_every_dialogue_is_told_and_stops_nothing() -> None:
+    check = cheap(rewarded(), OWN)
+    assert check.problem is None
+    sd = float(np.std([1, 1, 0.5, 1]))
+    assert check.advice == (
+        f"'Thank you very much for your kind help.' of every dialogue earns {1.5 / sd:.2f}, the median completion of "
+        f"the start policy {1 / sd:.2f}, and no constraint is against it: a policy may learn that. "
+        "Add relevance to rewards or qualities"
+    )
+
+
+def test_a_quality_that_it_lacks_takes_care_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_reward", lambda name: ValueReward(lambda text: float("b c" in text), name))
+    assert cheap(rewarded({**ONE, "length": None}), OWN).advice is None
+    monkeypatch.setattr(module, "find_reward", lambda name: ValueReward(lambda text: 0.5, name))
+    assert cheap(rewarded({**ONE, "length": None}), OWN).advice is not None
+
+
+def test_a_length_that_it_lacks_takes_care_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_reward", lambda name: ValueReward(lambda text: 0.5, name))
+    long = [text + " x" * 40 for text in OWN]
+    assert cheap(rewarded({**ONE, "length": (0.9, 1.2)}), long).advice is None
+
+
+def test_a_copy_is_told_where_it_pays() -> None:
+    def ends(text: str) -> float:
+        return 0.0 if is_empty(text) else 3.0 if text.endswith("Hello.") else 1.0
+
+    assert str(cheap(judging(rewards={"ends": (ValueReward(ends, "ends"), 1.0)}), OWN).advice).startswith(
+        "a copy of the dialogue earns"
+    )
+
+
+def test_the_start_policy_that_earns_most_needs_no_advice() -> None:
+    assert cheap(rewarded(), ["Thank you very much, a", "Thank you very much, b", "c"]).advice is None
+
+
+def test_a_reward_that_failed_its_probes_is_not_asked_again() -> None:
+    found = judging(rewards={"flat": (ValueReward(lambda _: 1.0, "flat"), 1.0)})
+    found.calibrate(rows(4), OWN, [4] * 4)
+    assert "D24" not in {check.name for check in found.checks()}
