@@ -171,10 +171,13 @@ def train_sft(out: Path, model: str, rows: Path, options: argparse.Namespace, *,
 
 
 def train_rl(out: Path, start: str, sets: dict[str, Path], seed: int, options: argparse.Namespace) -> Path:
+    # The checkpoint is chosen by texts that are decoded as those that are judged.
+    decoding = f"{{do_sample: true, temperature: {options.temperature}}}" if options.temperature else "{}"
     text = (
         f"task: detoxify\nmodel: {start}\noutput_dir: {out}\nseed: {seed}\nmax_steps: {options.steps}\n"
         f"data: {{train: {sets['civil']}, validation: {sets['stress_validation']}, "
         f"max_validation_rows: {options.validation_rows}}}\neval_steps: {options.eval_steps}\n"
+        f"generation: {decoding}\n"
         f"{options.rl_settings.replace(';', chr(10)) if options.rl_settings else RL}"
     )
     return run_rl(check_rl_text(text, "benchmark"), resume="newest", on_event=progress)

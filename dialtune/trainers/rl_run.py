@@ -49,6 +49,7 @@ from dialtune.trainers.setup import (
     check_same_run,
     command_line,
     data_facts,
+    decoding_of,
     notes_of,
     open_for_training,
     prompts_of,
@@ -204,7 +205,7 @@ def _train(prepared: Prepared, run: RunFolder, start: Checkpoint | None, on_even
         prepared.method,
         config,
         run,
-        evaluate=_evaluator(prepared),
+        evaluate=_evaluator(prepared, fresh=start is None),
         start=start,
         fingerprint=prepared.fingerprint,
         notes=notes_of(config, prepared.task) | {"trained_on": record_seen(run, prepared.train, config)},
@@ -291,14 +292,18 @@ def _data_checks(prepared: Prepared) -> list[Check]:
     return [Check("D23", "validation dialogues are not trained on", problem)]
 
 
-def _evaluator(prepared: Prepared) -> Evaluate | None:
-    """Greedy completions on the validation dialogues, judged against those of the start policy."""
+def _evaluator(prepared: Prepared, *, fresh: bool) -> Evaluate | None:
+    """Completions on the validation dialogues, as the recipe decodes them, judged against those of the start policy.
+
+    The first call of a `fresh` run comes before its first update: the policy is the start policy, which D10 has shown,
+    so that it is measured once.
+    """
     data, config = prepared.validation, prepared.config
     if data is None:
         return None
     examples = data.examples
     prompts = prompts_of(config, prepared.task, prepared.model, examples)
-    sampling = Sampling(max_new_tokens=config.generation.max_new_tokens or config.max_completion_length)
+    sampling = decoding_of(config, config.max_completion_length)
     before: dict[str, NDArray[np.float64]] = {}
     unit = dialogue_units(examples)
 
@@ -315,6 +320,8 @@ def _evaluator(prepared: Prepared) -> Evaluate | None:
         if not before:
             with prepared.reference.active() as start:
                 before.update(measure(start))
+            if fresh:
+                return prepared.judging.verdict(before, before, unit)
         return prepared.judging.verdict(before, measure(prepared.model), unit)
 
     return evaluate

@@ -19,7 +19,7 @@ from dialtune.data.reading import DataSet, read_examples
 from dialtune.data.seen import fingerprint_dialogues, write_seen
 from dialtune.data.turns import for_task
 from dialtune.errors import CheckpointError, ConfigError
-from dialtune.models.base import LanguageModel
+from dialtune.models.base import LanguageModel, Sampling
 from dialtune.models.loading import (
     OpenModel,
     bf16_is_faster,
@@ -50,6 +50,19 @@ def with_compute_dtype(config: Config) -> Config:
     if config.bf16 != "auto":
         return config
     return config.model_copy(update={"bf16": not config.fp16 and bf16_is_faster(choose_device("auto"))})
+
+
+def decoding_of(config: TrainingConfig, cap: int) -> Sampling:
+    """How a run makes the completions that choose its checkpoint; `cap` tokens where the recipe names no number."""
+    asked = config.generation
+    return Sampling(
+        max_new_tokens=asked.max_new_tokens or cap,
+        temperature=asked.temperature if asked.do_sample else 0.0,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        num_beams=asked.num_beams,
+        length_penalty=asked.length_penalty,
+    )
 
 
 def open_for_training(config: TrainingConfig, weights: Path | None = None) -> OpenModel:

@@ -18,7 +18,7 @@ from dialtune.errors import DataError
 from dialtune.generation import generate
 from dialtune.metrics.base import chosen_references
 from dialtune.metrics.table import METRICS
-from dialtune.models.base import LanguageModel, Sampling
+from dialtune.models.base import LanguageModel
 from dialtune.models.loading import OpenModel
 from dialtune.models.lora import count_parameters
 from dialtune.reply_likelihood import bind_likelihoods
@@ -31,6 +31,7 @@ from dialtune.trainers.setup import (
     check_same_run,
     command_line,
     data_facts,
+    decoding_of,
     notes_of,
     open_for_training,
     prompt_limit,
@@ -225,14 +226,7 @@ def _generated_scores(model: LanguageModel, prepared: Prepared, data: DataSet, n
     config, task = prepared.config, prepared.task
     examples = data.examples[: config.evaluation.max_rows]
     decoding = config.generation
-    sampling = Sampling(
-        max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,
-        temperature=decoding.temperature if decoding.do_sample else 0.0,
-        top_p=decoding.top_p,
-        top_k=decoding.top_k,
-        num_beams=decoding.num_beams,
-        length_penalty=decoding.length_penalty,
-    )
+    sampling = decoding_of(config, task.max_new_tokens)
     prompts = prompts_of(config, task, model, examples)
     completions = generate(model, prompts, sampling, batch_size=decoding.batch_size, seed=config.seed)
     texts = [completion.text for completion in completions]

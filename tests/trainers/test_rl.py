@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_tiny import (
+    CAP,
     KINDS,
     LORA,
     data,
@@ -32,7 +33,7 @@ from rl_tiny import (
 from torch import Tensor
 
 from dialtune.config.rl_schema import RLConfig
-from dialtune.models.base import Query
+from dialtune.models.base import Query, Sampling
 from dialtune.rl import judging
 from dialtune.rl.health import Health
 from dialtune.rl.judging import COLUMNS
@@ -340,6 +341,30 @@ def test_a_run_that_was_never_shown_to_keep_what_it_must_says_so(
     result = trained("gpt2", tmp_path / "run", max_steps=2, data=data(), eval_steps=1, on_event=events)
     assert result.name == "checkpoint-2"
     assert told[-1] == "no checkpoint was shown to keep what it must on validation: the last counts, checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, Sampling(max_new_tokens=CAP)),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, Sampling(CAP, temperature=0.7, top_p=0.9)),
+        ({"num_beams": 2, "max_new_tokens": 3}, Sampling(3, num_beams=2)),
+    ],
+)
+def test_validation_texts_are_decoded_as_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], expected: Sampling
+) -> None:
+    unexamined(monkeypatch)
+    used = []
+    real = rl_run.generate
+
+    def watched(model: Any, prompts: Any, sampling: Sampling, **rest: Any) -> Any:
+        used.append(sampling)
+        return real(model, prompts, sampling, **rest)
+
+    monkeypatch.setattr(rl_run, "generate", watched)
+    trained("gpt2", tmp_path / "run", max_steps=1, data=data(), eval_steps=1, generation=asked)
+    assert used == [expected, expected]  # the start policy, then the checkpoint
 
 
 def test_a_verdict_without_a_number_chooses_nothing() -> None:
