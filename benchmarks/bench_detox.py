@@ -54,9 +54,10 @@ lora: {r: 16, alpha: 32, dropout: 0.0}
 RL = """
 method: grpo
 lora: {r: 16, alpha: 32, dropout: 0.0}
-learning_rate: 8e-4
+learning_rate: 6e-4
 lr_scheduler_type: linear
-beta: 0.06
+beta: 0.08
+kl_target: 10
 temperature: 1.0
 rollout_batch_size: 4
 num_generations: 8
@@ -122,6 +123,8 @@ def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Rows for every stage; dialogues of no two splits are copies of each other, toxic sentences never meet."""
     names = ("blunt", "civil", "stress_validation", "stress_test", "clean_test")
     paths = {name: folder / f"{name}.jsonl" for name in names}
+    if options.second_test:
+        paths |= {name: folder / f"second_{name}.jsonl" for name in ("stress_test", "clean_test")}
     if all(path.is_file() for path in paths.values()):
         return paths
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,16 +142,21 @@ def build_sets(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
         "validation": build_stress(dev, pairs, seed=0, rows=options.validation_rows, split="validation"),
         "test": build_stress(test, pairs, seed=0, rows=options.test_rows, split="test"),
     }
-    used = {example.id for example in made["test"].twins}
+    heated, twins = made["test"].examples, made["test"].twins
+    if options.second_test:  # the rows that follow those of validation: other dialogues, other sentences
+        asked = options.validation_rows + options.test_rows
+        second = build_stress(dev, pairs, seed=0, rows=asked, split="validation")
+        assert second.examples[: options.validation_rows] == made["validation"].examples
+        heated, twins = second.examples[options.validation_rows :], second.twins[options.validation_rows :]
+        test = [example for example in dev if example.id not in {twin.id for twin in made["validation"].twins}]
+    used = {example.id for example in twins}
     clean = [example for example in test if example.id not in used][: options.clean_rows]
-    if (
-        len(clean) < options.clean_rows
-    ):  # the test split is small: clean twins of stress dialogues are clean all the same
-        clean += [twin for twin in made["test"].twins][: options.clean_rows - len(clean)]
+    if len(clean) < options.clean_rows:  # the split is small: clean twins of stress dialogues are clean all the same
+        clean += twins[: options.clean_rows - len(clean)]
     write_rows(paths["blunt"], [row(e, blunt=True) for e in made["train"].examples])
     write_rows(paths["civil"], [row(e) for e in made["train"].examples])
     write_rows(paths["stress_validation"], [row(e) for e in made["validation"].examples])
-    write_rows(paths["stress_test"], [row(e) for e in made["test"].examples])
+    write_rows(paths["stress_test"], [row(e) for e in heated])
     write_rows(paths["clean_test"], [row(e) for e in clean])
     return paths
 
@@ -201,7 +209,7 @@ def judge(
     found: dict[str, Evaluation] = {}
     opened = None
     for kind, data in (("stress", stress), ("clean", clean)):
-        out = folder / "eval" / name / kind
+        out = folder / judged_in(options) / name / kind
         if (out / "eval.json").is_file():
             found[kind] = read_evaluation(out)
             continue
@@ -219,6 +227,10 @@ def judge(
         completions = generate(opened, prompts, sampling, batch_size=options.batch_size, progress=counted(name, kind))
         found[kind] = score(out, data, completions, opened.info, task, sampling)
     return found
+
+
+def judged_in(options: argparse.Namespace) -> str:
+    return "second-eval" if options.second_test else "eval"
 
 
 def judged_by(options: argparse.Namespace) -> Sampling:
@@ -252,7 +264,9 @@ def written(
     for kind, data in (("stress", stress), ("clean", clean)):
         by_id = {example.id: example for example in data.examples}
         texts = [Completion(r.id, text_of(r, by_id[r.id]), (), r.finish) for r in start[kind].rows]
-        found[kind] = score(folder / "eval" / name / kind, data, texts, start[kind].model, task, judged_by(options))
+        found[kind] = score(
+            folder / judged_in(options) / name / kind, data, texts, start[kind].model, task, judged_by(options)
+        )
     return found
 
 
@@ -264,7 +278,7 @@ def best_of(
     found: dict[str, Evaluation] = {}
     opened, civility, relevance = None, find_reward("toxicity"), find_reward("relevance_dialogue")
     for kind, data in (("stress", stress), ("clean", clean)):
-        out = folder / "eval" / f"best-of-{options.best_of}" / kind
+        out = folder / judged_in(options) / f"best-of-{options.best_of}" / kind
         if (out / "eval.json").is_file():
             found[kind] = read_evaluation(out)
             continue
@@ -366,11 +380,14 @@ def parse() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser.add_argument("--model", default="smollm2-135m", help=f"a name, a folder, or {FROM_SCRATCH}")
     parser.add_argument("--train-rows", type=int, default=4000 if gpu else 1200, help="stress dialogues to train on")
-    parser.add_argument("--validation-rows", type=int, default=100 if gpu else 32)
+    parser.add_argument("--validation-rows", type=int, default=100 if gpu else 96)
     parser.add_argument("--test-rows", type=int, default=300)
     parser.add_argument("--clean-rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200 if gpu else 24)
-    parser.add_argument("--eval-steps", type=int, default=20 if gpu else 8)
+    parser.add_argument(
+        "--second-test", action="store_true", help="judge on validation dialogues that chose no checkpoint"
+    )
+    parser.add_argument("--steps", type=int, default=200 if gpu else 48)
+    parser.add_argument("--eval-steps", type=int, default=20 if gpu else 48)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, default=8 if gpu else 4)
     parser.add_argument(
