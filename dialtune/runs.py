@@ -166,6 +166,8 @@ def remove_leftovers(folder: Path) -> None:
             else:
                 path.rename(home)
                 fsync_folder(folder)
+        elif _CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            remove_leftovers(path)  # a checkpoint gets its card after it is in place
 
 
 def remove(path: Path) -> None:

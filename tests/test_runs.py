@@ -221,10 +221,15 @@ def test_leftovers_go_under_the_lock_and_the_rest_stays(tmp_path: Path) -> None:
     (tmp_path / ".tmp-eval.json-9").write_text("half")
     (tmp_path / ".tmp-link").symlink_to(outside)
     (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "README.md").write_text("old card")
+    (tmp_path / "checkpoint-1" / ".tmp-README.md-9").write_text("half")
+    (tmp_path / "checkpoint-2").symlink_to(outside)
+    (outside / ".tmp-kept").write_text("")
     (tmp_path / ".hidden").write_text("a user's")
     with RunFolder(tmp_path).lock():
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".lock", "checkpoint-1"]
-    assert (outside / "kept").exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".lock", "checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in (tmp_path / "checkpoint-1").iterdir()] == ["README.md"]
+    assert sorted(path.name for path in outside.iterdir()) == [".tmp-kept", "kept"]
 
 
 def test_a_checkpoint_moved_aside_returns_only_if_its_replacement_never_came(tmp_path: Path) -> None:
